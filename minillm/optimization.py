@@ -1,0 +1,373 @@
+"""The loss, the optimizers, the schedules and the number formats of training."""
+
+# Generated from notebooks/08_optimization.ipynb: edit that, then `make build`.
+
+# %% auto #0
+__all__ = [
+    "PRECISIONS",
+    "cross_entropy",
+    "check_settings",
+    "SGD",
+    "AdamW",
+    "parameter_groups",
+    "set_learning_rate",
+    "warm_up_and_fall",
+    "cosine_schedule",
+    "linear_schedule",
+    "clip_grad_norm",
+    "autocast",
+    "training_seconds",
+    "precision_speeds",
+    "fastest_precision",
+    "learning_rate_sweep",
+]
+
+# %%
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+# %%
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """How surprised the model is by the token that came, in nats: -log p(label).
+
+    logits (..., V) in any float format, labels (...) integers; worked out in float32.
+    Positions labelled `ignore_index` count 0 and get no gradient. "mean" divides by the
+    number of the others, and is 0 where there are none; "sum" adds; "none" gives (...).
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"{tuple(logits.shape)=} does not fit {tuple(labels.shape)=}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{reduction=} is not one of 'mean', 'sum', 'none'")
+    counted = labels != ignore_index
+    index = labels.where(counted, 0).unsqueeze(-1)
+    surprise = -logits.float().log_softmax(-1).gather(-1, index).squeeze(-1)  # (...)
+    surprise = surprise.where(counted, 0.0)
+    if reduction == "none":
+        return surprise
+    return surprise.sum() / (counted.sum().clamp(min=1) if reduction == "mean" else 1)
+
+
+# %%
+def check_settings(**settings: float) -> None:
+    """Refuse what no optimizer can work with: a negative number, a beta of 1."""
+    for name, value in settings.items():
+        limit = 1.0 if name in ("beta1", "beta2", "momentum") else math.inf
+        if not 0 <= value < limit:
+            raise ValueError(f"{name}={value} is not in the range [0, {limit})")
+
+
+# %%
+class SGD(torch.optim.Optimizer):
+    """Gradient descent with momentum and L2 decay; the arithmetic of torch.optim.SGD.
+
+    The decay is added to the gradient, so momentum and learning rate act on it too.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ):
+        settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check_settings(**settings)
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in [p for p in group["params"] if p.grad is not None]:
+                grad = p.grad.add(p, alpha=group["weight_decay"])
+                if group["momentum"] and "momentum_buffer" in self.state[p]:
+                    buffer = self.state[p]["momentum_buffer"]
+                    grad = buffer.mul_(group["momentum"]).add_(grad)
+                elif group["momentum"]:
+                    self.state[p]["momentum_buffer"] = grad
+                p.sub_(grad, alpha=group["lr"])
+
+
+# %%
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2.
+
+    The state of a parameter is three tensors: exp_avg and exp_avg_sq, shaped like it,
+    and step, a number. Equal to torch.optim.AdamW to the last digit. Each operation is
+    called once for all the tensors of a group (`torch._foreach_...`), which saves the
+    time of thousands of small calls.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        beta1, beta2 = betas
+        check_settings(lr=lr, eps=eps, weight_decay=weight_decay)
+        check_settings(beta1=beta1, beta2=beta2)
+        settings = dict(lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+        super().__init__(params, settings)
+
+    def new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+        exp_avg, exp_avg_sq = torch.zeros_like(p), torch.zeros_like(p)
+        return dict(step=torch.tensor(0.0), exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                self.state[p] = self.state[p] or self.new_state(p)
+            if params:
+                self.update(params, group)
+
+    def update(self, params: list[torch.Tensor], group: dict) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        grads = [p.grad for p in params]
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        means, squares, steps = ([self.state[p][key] for p in params] for key in keys)
+        torch._foreach_add_(steps, 1)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        ages = [step.item() for step in steps]
+        sizes = torch._foreach_sqrt(squares)
+        torch._foreach_div_(sizes, [(1 - beta2**age) ** 0.5 for age in ages])
+        torch._foreach_add_(sizes, group["eps"])
+        rates = [-lr / (1 - beta1**age) for age in ages]
+        torch._foreach_addcdiv_(params, means, sizes, rates)
+
+
+# %%
+def parameter_groups(
+    model: nn.Module, weight_decay: float = 0.1, embedding_lr_scale: float = 1.0
+) -> list[dict]:
+    """Groups for an optimizer: matrices decay; embeddings, norms and biases do not.
+
+    The embedding's learning rate is multiplied by `embedding_lr_scale`: every group has
+    an "lr_scale" that `set_learning_rate` reads. A tied head is the embedding.
+    """
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    groups = [
+        dict(name="matrices", weight_decay=weight_decay, lr_scale=1.0),
+        dict(name="vectors", weight_decay=0.0, lr_scale=1.0),
+        dict(name="embeddings", weight_decay=0.0, lr_scale=embedding_lr_scale),
+    ]
+    groups = [dict(group, params=[]) for group in groups]
+    for p in model.parameters():
+        if p.requires_grad:
+            embedding = any(p is table for table in tables)
+            groups[2 if embedding else 0 if p.dim() >= 2 else 1]["params"].append(p)
+    return [group for group in groups if group["params"]]
+
+
+# %%
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group `learning_rate` times its lr_scale (1 where it has none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+# %%
+def warm_up_and_fall(
+    step: int,
+    max_steps: int,
+    high: float,
+    warmup_steps: int,
+    low: float,
+    left: Callable[[float], float],
+) -> float:
+    """Rise to `high` over the warm-up, then fall to `low` as `left` goes from 1 to 0.
+
+    `left` maps the share of the fall that is done, 0 to 1, to what is left of it. The
+    last step of the warm-up, `warmup_steps - 1`, is at `high`; `low` is reached at
+    `max_steps`, one after the last: no step is spent on a rate of 0.
+    """
+    if step < warmup_steps:
+        return high * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return low + (high - low) * left(min(1.0, done))
+
+
+# %%
+def cosine_schedule(
+    step: int,
+    max_steps: int,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    min_learning_rate: float = 0.0,
+) -> float:
+    """The rate of step 0, 1, ..., max_steps - 1: warm-up, then half a cosine down.
+
+    SGDR, Loshchilov and Hutter 2017, equation 5, without restarts.
+    """
+
+    def left(done: float) -> float:
+        return (1 + math.cos(math.pi * done)) / 2
+
+    return warm_up_and_fall(
+        step, max_steps, learning_rate, warmup_steps, min_learning_rate, left
+    )
+
+
+# %%
+def linear_schedule(
+    step: int,
+    max_steps: int,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    min_learning_rate: float = 0.0,
+) -> float:
+    """The rate of step 0, 1, ..., max_steps - 1: warm-up, then a straight line down."""
+
+    def left(done: float) -> float:
+        return 1 - done
+
+    return warm_up_and_fall(
+        step, max_steps, learning_rate, warmup_steps, min_learning_rate, left
+    )
+
+
+# %%
+def clip_grad_norm(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale all gradients down together if their common norm is above `max_norm`.
+
+    Returns the norm before clipping. The same arithmetic as torch.nn.utils.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.tensor(0.0)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+# %%
+PRECISIONS = ("float32", "medium", "bf16")  # from the most exact to the roughest
+
+
+@contextmanager
+def autocast(device: str | torch.device, precision: str) -> Iterator[None]:
+    """Run the forward AND the backward pass in here, in one of `PRECISIONS`.
+
+    "medium" lets the matrix products of float32 tensors round their inputs to bf16:
+    a setting of the process, put back at the end, so backward() belongs inside. "bf16"
+    makes the products themselves bf16. Weights, and what sums over many numbers, stay
+    float32 in all three.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{precision=} is not one of {', '.join(PRECISIONS)}")
+    before = torch.get_float32_matmul_precision()
+    kind, low = torch.device(device).type, precision == "bf16"
+    torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
+    try:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# %%
+def training_seconds(
+    model: nn.Module, input_ids: torch.Tensor, precision: str
+) -> float:
+    """Seconds of one forward and backward pass; weights and gradients stay as is."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with autocast(input_ids.device, precision):
+        start = time.perf_counter()
+        loss = cross_entropy(model(input_ids), input_ids)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients[0].sum().item()  # a GPU is done only when a number comes back
+    return time.perf_counter() - start
+
+
+# %%
+def precision_speeds(
+    model: nn.Module,
+    rows: int = 4,
+    context: int = 256,
+    rounds: int = 4,
+    compiled: bool = False,
+) -> dict[str, float]:
+    """Training tokens per second of `model` here, by precision, the fastest first.
+
+    The best of `rounds`, taken in turn. With `compiled`, also under torch.compile: keys
+    such as "bf16, compiled". Needs `model.config.vocab_size`. Leaves weights, gradients
+    and random state alone.
+    """
+    ways = {precision: (model, precision) for precision in PRECISIONS}
+    if compiled:
+        twin = torch.compile(model)
+        ways |= {f"{name}, compiled": (twin, name) for name in PRECISIONS}
+    device = next(model.parameters()).device
+    shape = (rows, context)
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, shape, generator=random).to(device)
+    with torch.random.fork_rng():
+        times = {
+            name: [training_seconds(net, ids, kind)]
+            for name, (net, kind) in ways.items()
+        }
+        for _ in range(rounds):
+            for name, (net, precision) in ways.items():
+                times[name].append(training_seconds(net, ids, precision))
+    speeds = {name: rows * context / min(spent[1:]) for name, spent in times.items()}
+    return dict(sorted(speeds.items(), key=lambda item: -item[1]))
+
+
+# %%
+def fastest_precision(model: nn.Module, gain: float = 1.1, **settings: int) -> str:
+    """What "auto" means on this machine: the precision in which `model` trains fastest.
+
+    A rougher one is chosen only if it is `gain` times faster than a more exact one.
+    `settings` go to `precision_speeds`.
+    """
+    speeds = precision_speeds(model, **settings)
+    best = "float32"
+    for precision in PRECISIONS[1:]:
+        if speeds[precision] > gain * speeds[best]:
+            best = precision
+    return best
+
+
+# %%
+def learning_rate_sweep(
+    optimizer: torch.optim.Optimizer,
+    loss_of_step: Callable[[int], torch.Tensor],
+    lowest: float = 1e-5,
+    highest: float = 1.0,
+    steps: int = 60,
+) -> list[tuple[float, float]]:
+    """Train while the rate grows by a constant factor: (rate, loss before it) pairs.
+
+    Smith 2017, section 3.3. Stops early when the loss is not finite or is 3 above the
+    best. It changes the weights: use a copy.
+    """
+    found, best = [], math.inf
+    for step in range(steps):
+        rate = lowest * (highest / lowest) ** (step / (steps - 1))
+        loss = loss_of_step(step)
+        found.append((rate, loss.item()))
+        best = min(best, loss.item())
+        if not loss.item() < best + 3:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+    return found
