@@ -1,4 +1,4 @@
-"""Render the notebooks, as they are stored, into book/_build/html; warnings are errors."""
+"""Render the notebooks, as stored, into book/_build/html; warnings are errors."""
 
 import subprocess
 import sys
