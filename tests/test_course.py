@@ -157,16 +157,23 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_imports_go_only_to_earlier_chapters():
+    """Chapters reach earlier ones and appendices, never, even indirectly, later ones."""
     order = [f"minillm.{build.module_of(stem)}" for stem in CHAPTERS]
-    for place, module in enumerate(order):
+    direct = {}
+    for module in order:
         names = imported_modules(Path(module.replace(".", "/") + ".py"))
-        own = {name for name in names if name.startswith("minillm")}
-        if "appendix" not in CHAPTERS[place]:
-            assert own <= set(order[:place]), f"{module} imports {own}"
-        assert not {name.split(".")[0] for name in names} & {
-            "transformers",
-            "littleworld",
-        }
+        direct[module] = {name for name in names if name.startswith("minillm.")}
+        packages = {name.split(".")[0] for name in names}
+        assert not packages & {"transformers", "littleworld"}, module
+
+    def reached(module, path=()):
+        assert module not in path, f"a circle of imports: {path}"
+        return {module}.union(*(reached(m, (*path, module)) for m in direct[module]))
+
+    appendices = {m for m, s in zip(order, CHAPTERS, strict=True) if s[0] == "a"}
+    for place, module in enumerate(order):
+        if module not in appendices:
+            assert reached(module) - appendices <= set(order[: place + 1]), module
 
 
 def test_every_public_name_has_one_owner():
