@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "SCALING_KEYS",
     "causal_mask",
     "attention_weights",
     "attend_products",
@@ -129,6 +130,18 @@ class Rope:
 
 
 # %%
+SCALING_KEYS = {  # what rope_scaling must hold, besides rope_type
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+}
+
+
 def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
     """Slow RoPE down for contexts longer than those of the first training.
 
@@ -136,11 +149,14 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
     that turn less than `low_freq_factor` times in the original context, keeps those
     that turn more than `high_freq_factor` times, and blends in between.
     """
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    scaling = scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in SCALING_KEYS:
+        raise ValueError(f"rope_type {kind!r} is not one of {sorted(SCALING_KEYS)}")
+    if missing := sorted(SCALING_KEYS[kind] - set(scaling)):
+        raise ValueError(f"rope_scaling of type {kind!r} lacks {missing}")
     if kind == "default":
         return frequencies
-    if kind not in ("linear", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is none of 'default', 'linear', 'llama3'")
     slowed = frequencies / scaling["factor"]
     if kind == "linear":
         return slowed
@@ -247,7 +263,9 @@ class Attention(nn.Module):
         super().__init__()
         if num_key_value_heads is None:
             num_key_value_heads = num_attention_heads
-        if head_dim is None and hidden_size % num_attention_heads:
+        if num_attention_heads < 1 or (
+            not head_dim and hidden_size % num_attention_heads
+        ):
             raise ValueError(
                 f"{hidden_size=} is not a multiple of {num_attention_heads=}"
             )
