@@ -157,7 +157,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_imports_go_only_to_earlier_chapters():
-    """Chapters reach earlier ones and appendices, never, even indirectly, later ones."""
+    """Chapters reach earlier ones and appendices, and never, by any way, later ones."""
     order = [f"minillm.{build.module_of(stem)}" for stem in CHAPTERS]
     direct = {}
     for module in order:
