@@ -5,43 +5,54 @@
 # %% auto #0
 __all__ = [
     "END_OF_TEXT",
-    "READERS",
+    "FORMATS",
     "write_atomic",
     "remove",
     "write_jsonl",
     "open_bytes",
-    "Rejects",
     "read_lines",
     "decode",
     "parse_row",
+    "keep_good",
     "read_jsonl",
-    "read_txt",
-    "pick_column",
+    "read_documents",
+    "parse_text",
     "read_csv",
+    "parse_csv",
     "read_parquet",
     "read_json",
     "suffix_of",
     "read_rows",
-    "read_files",
+    "pick_text",
+    "files_in",
     "read_texts",
     "read_public",
     "bits_per_byte",
     "summarize",
+    "deduplicate",
+    "held_out",
+    "entropy",
+    "compress",
 ]
 
 # %%
+import bz2
 import csv
 import gzip
+import hashlib
+import io
 import json
+import lzma
 import math
 import os
 import shutil
 import statistics
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 
@@ -81,13 +92,13 @@ def remove(path: Path) -> None:
 # %%
 def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
     """Write one JSON object a line, in UTF-8 and atomically; return how many."""
-    count = 0
+    written = 0
     with write_atomic(path) as temporary, open_bytes(temporary, "wb") as file:
         for row in rows:
             line = json.dumps(row, ensure_ascii=False)
             file.write(line.encode("utf-8") + b"\n")
-            count += 1
-    return count
+            written += 1
+    return written
 
 
 def open_bytes(path: str | Path, mode: str = "rb"):
@@ -96,50 +107,28 @@ def open_bytes(path: str | Path, mode: str = "rb"):
 
 
 # %%
-class Rejects:
-    """Raise at the first bad line, or count them all and report at the end."""
-
-    def __init__(self, path: str | Path, skip: bool = False):
-        self.path, self.skip, self.count, self.first = path, skip, 0, ""
-
-    def add(self, line: int, reason: str) -> None:
-        message = f"{self.path}, line {line}: {reason}"
-        if not self.skip:
-            raise ValueError(message)
-        self.count += 1
-        self.first = self.first or message
-
-    def finish(self, kept: int) -> None:
-        if not kept:
-            raise ValueError(f"{self.path} holds nothing to read{self.tail()}")
-        if self.count:
-            print(f"{self.path}: kept {kept} rows{self.tail()}", file=sys.stderr)
-
-    def tail(self) -> str:
-        return f"; skipped {self.count}, first: {self.first}" if self.count else ""
-
-
-# %%
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1 and lines of a file as bytes, without BOM and line ends."""
+    """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM."""
     with open_bytes(path) as file:
         try:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                yield number, line.rstrip(b"\r\n")
-        except (EOFError, gzip.BadGzipFile) as error:
+                if line := line.rstrip(b"\r\n"):
+                    yield number, line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged or cut short: {error}") from None
 
 
-def decode(line: bytes) -> str:
-    """UTF-8 bytes -> text; the error says which byte is wrong and where."""
+# %%
+def decode(raw: bytes) -> str:
+    """UTF-8 bytes -> text; the error says which byte is wrong, and after what."""
     try:
-        return line.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        wrong, place = line[error.start], error.start + 1
-        reason = f"not UTF-8 (byte 0x{wrong:02x} at place {place}): save it as UTF-8"
-        raise ValueError(reason) from None
+        before = raw[max(0, error.start - 20) : error.start].decode("utf-8", "ignore")
+        reason = f"byte 0x{raw[error.start]:02x} after {before!r} is not UTF-8"
+        raise ValueError(f"{reason}: save the file as UTF-8") from None
 
 
 def parse_row(line: bytes) -> dict:
@@ -150,108 +139,132 @@ def parse_row(line: bytes) -> dict:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
-        raise ValueError(f'a {kind}, where an object such as {{"text": ...}} belongs')
+        raise ValueError(
+            f'type {kind}, where an object such as {{"text": ...}} belongs'
+        )
     return row
 
 
+# %%
+def keep_good(
+    path: str | Path, numbered: Iterable[tuple], parse: Callable, skip: bool = False
+) -> Iterator:
+    """Parse numbered raw items; a bad one is an error, or counted with `skip`."""
+    kept, skipped, first = 0, 0, ""
+    for number, raw in numbered:
+        try:
+            item = parse(raw)
+        except ValueError as error:
+            message = f"{path}, line {number}: {error}"
+            if not skip:
+                raise ValueError(message) from None
+            skipped, first = skipped + 1, first or message
+        else:
+            kept += 1
+            yield item
+    tail = f"; skipped {skipped}, the first: {first}" if skipped else ""
+    if not kept:
+        raise ValueError(f"{path} holds nothing to read{tail}")
+    if skipped:
+        print(f"{path}: kept {kept}{tail}", file=sys.stderr)
+
+
+# %%
 def read_jsonl(path: str | Path, skip: bool = False) -> Iterator[dict]:
     """Yield the objects of a JSONL file (`.jsonl` or `.jsonl.gz`), one a line.
 
     A bad line raises `ValueError` with file, line number and reason; with `skip`,
     bad lines are counted and reported at the end. Empty lines are passed over.
     """
-    rejects, kept = Rejects(path, skip), 0
-    for number, line in read_lines(path):
-        if line.strip():
-            try:
-                row = parse_row(line)
-            except ValueError as error:
-                rejects.add(number, str(error))
-            else:
-                kept += 1
-                yield row
-    rejects.finish(kept)
+    return keep_good(path, read_lines(path), parse_row, skip)
 
 
 # %%
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = b"<|endoftext|>"
 
 
-def read_txt(path: str | Path, skip: bool = False) -> Iterator[str]:
-    """Documents of a `.txt` file: what stands between lines of `<|endoftext|>`.
+def read_documents(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """First line numbers and documents of a `.txt` file, divided by `<|endoftext|>`.
 
     A file without such a mark is one document, handed on in pieces of about a
-    million characters so that a file of any size can be streamed.
+    million bytes, so that a file of any size can be streamed.
     """
-    rejects, kept, piece, size = Rejects(path, skip), 0, [], 0
-    for number, line in chain(read_lines(path), [(0, END_OF_TEXT.encode())]):
-        try:
-            head, mark, tail = decode(line).partition(END_OF_TEXT)
-        except ValueError as error:
-            rejects.add(number, str(error))
-            continue
-        piece.append(head)
-        size += len(head) + 1
-        if mark or size > 1_000_000:
-            text = "\n".join(piece).strip("\n")
-            piece, size = ([tail] if tail else []), len(tail)
-            if text:
-                kept += 1
-                yield text
-    rejects.finish(kept)
+    start, piece, size = 1, [], 0
+    with open_bytes(path) as file:
+        for number, line in enumerate(chain(file, [END_OF_TEXT]), 1):
+            head, mark, tail = line.replace(b"\r\n", b"\n").partition(END_OF_TEXT)
+            piece.append(head)
+            size += len(head)
+            if mark or size > 1_000_000:
+                if text := b"".join(piece).removeprefix(b"\xef\xbb\xbf").strip(b"\n"):
+                    yield start, text
+                start, piece, size = number + 1, [tail.lstrip()], len(tail)
+
+
+def parse_text(raw: bytes) -> dict:
+    """One document of a `.txt` file -> the row that a JSONL file would have."""
+    return {"text": decode(raw)}
 
 
 # %%
-def pick_column(row: dict, column: str) -> str:
-    """The text in one column of a row; the error lists the columns that there are."""
-    if column not in row:
-        there = ", ".join(str(name) for name in row)
-        raise ValueError(f"no column {column!r}; the columns are: {there}")
-    if not isinstance(row[column], str):
-        kind = type(row[column]).__name__
-        raise ValueError(f"column {column!r} holds a {kind}, where text belongs")
-    return row[column]
-
-
-def read_csv(path: str | Path) -> Iterator[dict]:
-    """Rows of a CSV file whose first line names the columns."""
+def read_csv(path: str | Path) -> Iterator[tuple[int, dict]]:
+    """Line numbers and rows of a CSV file whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)
-    lines = (decode(line) + "\n" for _, line in read_lines(path))
-    yield from csv.DictReader(lines, restkey="(unnamed)")
+    with (
+        open_bytes(path) as file,
+        io.TextIOWrapper(
+            file, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as text,
+    ):
+        reader = csv.DictReader(text, restkey="(unnamed)")
+        for row in reader:
+            yield reader.line_num, row
 
 
-def read_parquet(path: str | Path) -> Iterator[dict]:
-    """Rows of a Parquet file, a batch in memory at a time."""
-    import pyarrow
-    import pyarrow.parquet
+def parse_csv(row: dict) -> dict:
+    """A row of a CSV file, unless its bytes are not UTF-8 or it has too many cells."""
+    if "(unnamed)" in row:
+        raise ValueError(f"{len(row['(unnamed)'])} more cells than columns")
+    decode("".join(filter(None, row.values())).encode("utf-8", "surrogateescape"))
+    return row
+
+
+# %%
+def read_parquet(path: str | Path) -> Iterator[tuple[int, dict]]:
+    """Numbers and rows of a Parquet file, a batch in memory at a time."""
+    import pyarrow.parquet  # slow to import, and seldom needed
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from zip(count(1), rows, strict=False)
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole Parquet file: {reason}") from None
 
 
-def read_json(path: str | Path) -> Iterator[dict]:
-    """Rows of a `.json` file: a list of objects, or JSONL under another name."""
-    first = next((line for _, line in read_lines(path) if line.strip()), b"")
-    if not first.lstrip().startswith(b"["):
-        yield from read_jsonl(path)
+def read_json(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and objects of a `.json` file: one list, or JSONL under another name."""
+    lines = list(read_lines(path))
+    if lines and not lines[0][1].lstrip().startswith(b"["):
+        yield from lines
         return
     try:
-        yield from json.loads(b"\n".join(line for _, line in read_lines(path)))
+        rows = json.loads(decode(b"\n".join(line for _, line in lines)))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON: {error}") from None
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    yield from (
+        (number, json.dumps(row).encode()) for number, row in enumerate(rows, 1)
+    )
 
 
 # %%
-READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
+FORMATS = {  # suffix -> how to find the rows of a file, and how to parse one
+    ".jsonl": (read_lines, parse_row),
+    ".json": (read_json, parse_row),
+    ".csv": (read_csv, parse_csv),
+    ".parquet": (read_parquet, dict),
+    ".txt": (read_documents, parse_text),
 }
 
 
@@ -260,32 +273,41 @@ def suffix_of(path: str | Path) -> str:
     return Path(str(path).removesuffix(".gz")).suffix.lower()
 
 
-def read_rows(path: str | Path, skip: bool = False) -> Iterator[dict]:
-    """Rows of a `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` file, as dicts."""
-    suffix = suffix_of(path)
-    if suffix == ".jsonl":
-        return read_jsonl(path, skip)
-    if suffix == ".txt":
-        return ({"text": text} for text in read_txt(path, skip))
-    if suffix not in READERS:
-        known = " ".join([*READERS, ".txt"])
+def read_rows(
+    path: str | Path, skip: bool = False, pick: Callable = dict
+) -> Iterator[dict]:
+    """Yield `pick(row)` for every row of a file in any of `FORMATS`, also as `.gz`."""
+    if (suffix := suffix_of(path)) not in FORMATS:
+        known = " ".join(FORMATS)
         raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
-    return READERS[suffix](Path(path))
+    find, parse = FORMATS[suffix]
+    return keep_good(path, find(path), lambda raw: pick(parse(raw)), skip)
 
 
 # %%
-def read_files(source: str | Path) -> list[Path]:
+def pick_text(row: dict, column: str = "text") -> str:
+    """The text in one column of a row; the error lists the columns that there are."""
+    if column not in row:
+        there = ", ".join(str(name) for name in row)
+        raise ValueError(f"no column {column!r}; the columns are: {there}")
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise ValueError(f"column {column!r} holds type {kind}, where text belongs")
+    return row[column]
+
+
+def files_in(source: str | Path) -> list[Path]:
     """The files that `source` stands for: itself, or all that a folder holds."""
     path = Path(source)
     if not path.is_dir():
         return [path]
-    known = {*READERS, ".txt"}
     inside = (f for f in path.rglob("*") if f.is_file() and f.name[0] != ".")
-    if not (files := sorted(f for f in inside if suffix_of(f) in known)):
-        raise ValueError(f"folder {path} holds no file ending in {' '.join(known)}")
+    if not (files := sorted(f for f in inside if suffix_of(f) in FORMATS)):
+        raise ValueError(f"folder {path} holds no file ending in {' '.join(FORMATS)}")
     return files
 
 
+# %%
 def read_texts(
     source: str | Path, column: str = "text", skip: bool = False
 ) -> Iterator[str]:
@@ -299,25 +321,18 @@ def read_texts(
     if not Path(source).exists():
         yield from read_public(str(source), column)
         return
-    for path in read_files(source):
-        rejects, kept = Rejects(path, skip), 0
-        for number, row in enumerate(read_rows(path, skip), 1):
-            try:
-                text = pick_column(row, column if suffix_of(path) != ".txt" else "text")
-            except ValueError as error:
-                rejects.add(number, str(error))
-            else:
-                kept += 1
-                yield text
-        rejects.finish(kept)
+    for path in files_in(source):
+        name = "text" if suffix_of(path) == ".txt" else column
+        yield from read_rows(
+            path, skip, pick=lambda row, name=name: pick_text(row, name)
+        )
 
 
-# %%
 def read_public(name: str, column: str = "text") -> Iterator[str]:
     """Stream the training split of a named data set through `datasets`."""
-    if name.count("/") != 1 or suffix_of(name) in {*READERS, ".txt"}:
+    if name.count("/") != 1 or suffix_of(name) in FORMATS:
         raise FileNotFoundError(f"{name}: no such file or folder")
-    from datasets import load_dataset
+    from datasets import load_dataset  # slow to import, and seldom needed
 
     try:
         rows = load_dataset(name, split="train", streaming=True)
@@ -327,8 +342,7 @@ def read_public(name: str, column: str = "text") -> Iterator[str]:
             f"{name}: no such file, and no such public set within reach "
             f"({type(error).__name__}); where there is a network, run `{command}`"
         ) from None
-    for row in rows:
-        yield pick_column(row, column)
+    yield from (pick_text(row, column) for row in rows)
 
 
 # %%
@@ -363,3 +377,48 @@ def summarize(texts: Iterable[str]) -> dict:
         "han_share": num_han / max(num_chars, 1),
         "frequent": [word for word, _ in words.most_common(10)],
     }
+
+
+# %%
+def deduplicate(texts: Iterable[str]) -> Iterator[str]:
+    """Yield every text the first time it comes; of each, only a digest is kept."""
+    seen = set()
+    for text in texts:
+        digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield text
+
+
+def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:
+    """Whether a text belongs to the validation split: its own digest decides.
+
+    So a repeated text never stands on both sides, on any machine and in any order.
+    """
+    digest = hashlib.blake2b((salt + text).encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+# %%
+def entropy(counts: Iterable[int]) -> float:
+    """Shannon entropy, in bits, of the distribution that `counts` describe."""
+    counts = [count for count in counts if count]
+    total = sum(counts)
+    return math.log2(total) - sum(n * math.log2(n) for n in counts) / total
+
+
+def compress(texts: Iterable[str]) -> dict[str, float]:
+    """Bits per byte of a corpus, by byte counts, by pairs, and by three compressors.
+
+    `order-0` and `bigram` count on the text itself and store no table: lower bounds of
+    what such a model takes. zlib, bz2 and xz are real files, everything included.
+    """
+    data = "\n".join(texts).encode("utf-8")
+    if len(data) < 2:
+        raise ValueError("there is no text to compress")
+    pairs = entropy(Counter(zip(data, data[1:], strict=False)).values())
+    packers = {"zlib": zlib.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    sizes = {name: 8 * len(pack(data)) / len(data) for name, pack in packers.items()}
+    counted = {"order-0": entropy(Counter(data).values())}
+    counted["bigram"] = pairs - entropy(Counter(data[:-1]).values())  # given the first
+    return counted | sizes

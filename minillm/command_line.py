@@ -1,0 +1,770 @@
+"""One command, `minillm`, with a subcommand for each stage of the course."""
+
+# Generated from notebooks/appendix_command_line.ipynb: edit that, then `make build`.
+
+# %% auto #0
+__all__ = [
+    "PACKAGES",
+    "Finding",
+    "COMMANDS",
+    "DEFAULTS",
+    "find_object",
+    "need",
+    "say",
+    "make_data",
+    "inspect_data",
+    "convert_data",
+    "train_tokenizer",
+    "data_source",
+    "encode_text",
+    "inspect_tokenizer",
+    "open_tokenizer",
+    "tokenize",
+    "sources_of",
+    "model_config",
+    "open_model",
+    "Checker",
+    "pretrain",
+    "finish",
+    "torch_seed",
+    "sft",
+    "generate_text",
+    "with_ends",
+    "chat",
+    "ask",
+    "check_python",
+    "check_room",
+    "total_memory",
+    "small_computation",
+    "check_devices",
+    "devices",
+    "check_speed",
+    "doctor",
+    "make_parser",
+    "split_command",
+    "commands_of",
+    "run_command",
+    "overview",
+    "explain",
+    "is_expected",
+    "main",
+]
+
+# %%
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from minillm.data import (
+    compress,
+    deduplicate,
+    files_in,
+    read_texts,
+    summarize,
+    write_atomic,
+    write_jsonl,
+)
+
+
+# %%
+def find_object(name: str) -> Any:
+    """`"package.module:attribute"` -> that object, imported."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute or module)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} is not module:function: {error}") from None
+
+
+def need(path: str | Path, command: str) -> Path:
+    """`path`, if it is there; else an error that names the command which makes it."""
+    if not Path(path).exists():
+        reason = f"no such file or folder; make it with `{command}`, or name another"
+        raise FileNotFoundError(f"{path}: {reason}")
+    return Path(path)
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Print at once, on the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, end=end, flush=True)
+
+
+# %%
+def make_data(
+    generator: str = "littleworld:write_corpus",
+    output: Path = Path("runs/data"),
+    documents: int | None = None,
+    conversations: int | None = None,
+    dial: str | None = None,
+    seed: int | None = None,
+):
+    """Write a corpus: texts to train on and to validate with, conversations.
+
+    Args:
+        generator: module:function that is called with the folder and the options below
+        output: folder to write to
+        documents: how many texts; null leaves this and the rest to the generator
+        conversations: how many conversations
+        dial: size of the world
+        seed: where the random numbers start
+    """
+    function = find_object(generator)
+    options = dict(
+        documents=documents, conversations=conversations, dial=dial, seed=seed
+    )
+    given = {key: value for key, value in options.items() if value is not None}
+    if short := [
+        key for key in given if key not in ("dial", "seed") and given[key] < 1
+    ]:
+        raise ValueError(
+            f"{short[0]}={given[short[0]]} makes nothing; ask for 1 or more"
+        )
+    start = time.time()
+    function(output, **given)
+    for path in files_in(output):
+        say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    say(f"made in {time.time() - start:.0f} s; next: minillm tokenizer train")
+
+
+# %%
+def inspect_data(
+    source: str, column: str = "text", skip: bool = False, other: str | None = None
+):
+    """Say what is in a corpus: lengths, words, repeats, how far it compresses.
+
+    Args:
+        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        column: the column that holds the text
+        skip: count bad rows instead of stopping at the first
+        other: a second corpus, such as the validation file: how many texts are in both
+    """
+    texts = list(read_texts(source, column, skip))
+    for name, value in summarize(texts).items():
+        say(
+            f"{name:16} {value if isinstance(value, (int, float)) else ' '.join(value)}"
+        )
+    for name, bits in compress(texts).items():
+        say(f"{name:16} {bits:.3f} bits per byte")
+    if other:
+        known = set(texts)
+        both = sum(text in known for text in read_texts(other, column, skip))
+        say(f"{'in both':16} {both} texts of {other}")
+    say("\nthe first three texts:")
+    for text in texts[:3]:
+        say(
+            "  "
+            + (text if len(text) < 300 else text[:300] + " ...").replace("\n", "\n  ")
+        )
+
+
+# %%
+def convert_data(
+    source: str,
+    target: Path,
+    column: str = "text",
+    skip: bool = False,
+    distinct: bool = False,
+    limit: int | None = None,
+):
+    """Read texts in any format and write them as JSONL.
+
+    Args:
+        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        target: the .jsonl or .jsonl.gz file to write
+        column: the column that holds the text
+        skip: count bad rows instead of stopping at the first
+        distinct: leave out texts that came before
+        limit: stop after this many texts
+    """
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    texts = islice(read_texts(source, column, skip), limit)
+    texts = deduplicate(texts) if distinct else texts
+    rows = ({"text": text} for text in tqdm(texts, unit=" texts"))
+    say(f"{target}: {write_jsonl(rows, target)} texts")
+
+
+# %%
+def train_tokenizer(
+    data: str = "runs/data/train.jsonl",
+    output: Path = Path("runs/tokenizer"),
+    vocab_size: int = 1024,
+    column: str = "text",
+    limit: int | None = None,
+):
+    """Learn a vocabulary from a corpus by byte-pair encoding.
+
+    Args:
+        data: where the texts are
+        output: folder for tokenizer.json and its companions
+        vocab_size: how many tokens: 3 special ones, 256 bytes, the rest merges
+        column: the column that holds the text
+        limit: learn from the first so many texts only
+    """
+    from itertools import islice
+
+    from minillm.tokenizer import train_bpe
+
+    texts = islice(read_texts(data_source(data), column), limit)
+    tokenizer = train_bpe(texts, vocab_size, progress=True)
+    tokenizer.save_pretrained(output)
+    say(f"{output}: {tokenizer.vocab_size} tokens; next: minillm pretrain")
+
+
+def data_source(data: str) -> str:
+    """`data`; if it is a missing default, an error that names `minillm data make`."""
+    default = data.startswith("runs/")
+    return str(need(data, "minillm data make")) if default else data
+
+
+# %%
+def encode_text(text: str, tokenizer: Path = Path("runs/tokenizer")):
+    """Show a text as tokens: how it is cut, and the numbers.
+
+    Args:
+        text: what to encode
+        tokenizer: a tokenizer's folder or file
+    """
+    words = open_tokenizer(tokenizer)
+    ids = words.encode(text)
+    say(" ".join(str(number) for number in ids))
+    say("|".join(words.decode([number]) for number in ids))
+    say(f"{len(ids)} tokens, {len(text.encode())} bytes")
+
+
+def inspect_tokenizer(tokenizer: Path = Path("runs/tokenizer"), last: int = 20):
+    """Say what a tokenizer holds: size, special tokens, last merges.
+
+    Args:
+        tokenizer: a tokenizer's folder or file
+        last: how many of the last tokens to show
+    """
+    words = open_tokenizer(tokenizer)
+    say(f"vocab_size       {words.vocab_size}")
+    for name, number in words.special_tokens.items():
+        say(f"{name:16} {number}")
+    tail = range(max(0, words.vocab_size - last), words.vocab_size)
+    say("the last tokens  " + " ".join(repr(words.decode([number])) for number in tail))
+
+
+def open_tokenizer(path: str | Path):
+    """The tokenizer at `path`, or an error that says how to make one."""
+    from minillm.tokenizer import load_tokenizer
+
+    return load_tokenizer(need(path, "minillm tokenizer train"))
+
+
+# %%
+def tokenize(data: str, column: str, tokenizer, path: Path) -> Path:
+    """The token file of a corpus: that at `path` if it came from these, else made anew.
+
+    Of several processes the first one makes it, and the others wait for it.
+    """
+    import json
+
+    from minillm.tokenizer import write_tokens
+
+    if data.endswith(".npy"):
+        return need(data, "minillm pretrain --data TEXTS")
+    stamps = [(str(f), f.stat().st_size, f.stat().st_mtime) for f in sources_of(data)]
+    source = json.dumps([data, column, tokenizer.fingerprint(), stamps])
+    record = path.with_suffix(".source")
+    first = os.environ.get("RANK", "0") == "0"
+    while not (record.exists() and record.read_text() == source):
+        if first:
+            record.unlink(missing_ok=True)
+            write_tokens(read_texts(data, column), tokenizer, path, progress=True)
+            with write_atomic(record) as temporary:
+                temporary.write_text(source)
+        time.sleep(0 if first else 0.2)
+    return path
+
+
+def sources_of(data: str) -> list[Path]:
+    """The files behind `data`; none for a named public set."""
+    return files_in(data) if Path(data).exists() else []
+
+
+# %%
+def model_config(preset: str, tokenizer, context: int):
+    """The shape that `preset` names, with this vocabulary and room for this context."""
+    from minillm.transformer import ModelConfig
+
+    longest = ModelConfig.from_preset(preset).max_position_embeddings
+    return ModelConfig.from_preset(
+        preset,
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=max(longest, context),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def open_model(*folders: str | Path):
+    """The first of `folders` that holds a model: (model, tokenizer, that folder)."""
+    from minillm.tokenizer import load_tokenizer
+    from minillm.transformer import Transformer
+
+    course = Path(__file__).parent.parent
+    places = [Path(f) for f in folders] + [course / f for f in folders[1:]]
+    found = next((p for p in places if (p / "config.json").exists()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{folders[0]}: no model there (no config.json); train one with "
+            "`minillm pretrain`, or name its folder with --model"
+        )
+    return Transformer.from_pretrained(found), load_tokenizer(found), found
+
+
+# %%
+class Checker:
+    """A callback: writes stories during training and has a function judge them."""
+
+    def __init__(self, name: str, count: int = 20):
+        self.check, self.count = find_object(name), count
+
+    def on_evaluate(self, trainer, row: dict) -> None:
+        import torch
+
+        from minillm.generation import GenerationConfig, generate
+
+        end = trainer.tokenizer.eos_token_id
+        config = GenerationConfig(200, temperature=0.6, eos_token_id=end, seed=0)
+        start = torch.full((self.count, 1), end)
+        ids = generate(trainer.model, start, config)[:, 1:].tolist()
+        texts = [trainer.tokenizer.decode(i, skip_special_tokens=True) for i in ids]
+        right = sum(bool(getattr(v, "right", v)) for v in map(self.check, texts))
+        say(f"step {row['step']}: {right} of {self.count} texts are right")
+
+
+# %%
+def pretrain(
+    config,
+    data: str = "runs/data/train.jsonl",
+    column: str = "text",
+    tokenizer: Path = Path("runs/tokenizer"),
+    preset: str = "tiny",
+    validation: Path | None = None,
+    checker: str | None = None,
+):
+    """Train a model from random weights; run again, it goes on where it stopped.
+
+    Args:
+        data: texts to learn from (any format of `minillm data`), or a token file .npy
+        column: the column that holds the text
+        tokenizer: a tokenizer's folder or file
+        preset: the model's shape: a name such as tiny or myllm-176m, or a .json file
+        validation: JSONL of held-out texts; null takes validation.jsonl beside the data
+        checker: module:function that judges a text, such as littleworld:check
+    """
+    from minillm.pretraining import Trainer, TokenFile, Validation
+    from minillm.transformer import Transformer
+
+    words = open_tokenizer(tokenizer)
+    path = tokenize(
+        data_source(data), column, words, Path(config.output_dir) / "tokens.npy"
+    )
+    shape = model_config(preset, words, config.context_length)
+    beside = Path(data).with_name("validation.jsonl")
+    held_out = validation or (beside if beside.exists() else None)
+    judges = [Checker(checker)] if checker else []
+    torch_seed(config.seed)
+    run = Trainer(
+        Transformer(shape), words, config, TokenFile(path, words),
+        Validation.read(held_out) if held_out else None, judges,
+    )  # fmt: skip
+    return finish(run, "minillm sft")
+
+
+def finish(run, following: str) -> int:
+    """Train to the end, or until Ctrl-C; say where the model is and what comes next."""
+    run.train()
+    if run.step < run.config.max_steps:
+        say(f"stopped at step {run.step}; the same command goes on from there")
+        return 130
+    say(f"{run.config.output_dir}/final: the model; next: {following}")
+    return 0
+
+
+def torch_seed(seed: int) -> None:
+    """Start the random numbers that fill the weights."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+# %%
+def sft(
+    config,
+    model: Path = Path("runs/pretrain/final"),
+    data: str = "runs/data/sft_train.jsonl",
+):
+    """Teach a trained model to answer: fine-tune it on conversations.
+
+    Args:
+        model: folder of the model to start from
+        data: JSONL of conversations
+    """
+    from minillm.pretraining import Trainer
+    from minillm.sft import CHATML, SFTDataset, read_conversations
+
+    base, words, _ = open_model(model)
+    words.chat_template = words.chat_template or CHATML
+    talks = SFTDataset(
+        read_conversations(data_source(data)), words, config.context_length
+    )
+    torch_seed(config.seed)
+    return finish(Trainer(base, words, config, talks), "minillm chat")
+
+
+# %%
+def generate_text(config, model: Path | None = None, prompt: str = "", count: int = 1):
+    """Let a model go on with a text, shown as it comes.
+
+    Args:
+        model: the model's folder; null takes what you trained, else the shipped one
+        prompt: the beginning; empty starts a new text
+        count: how many continuations
+    """
+    from minillm.generation import stream
+
+    folders = (
+        [model] if model else ["runs/pretrain/final", "checkpoints/littleworld-base"]
+    )
+    net, words, folder = open_model(*folders)
+    if model is None:
+        say(f"({folder})")
+    ids = [words.eos_token_id, *words.encode(prompt)]
+    for number in range(count):
+        seed = None if config.seed is None else config.seed + number
+        say(prompt, end="")
+        for piece in stream(net, words, ids, with_ends(config, words, seed=seed)):
+            say(piece, end="")
+        say()
+
+
+def with_ends(config, tokenizer, **changes):
+    """`config` with the tokenizer's end token where none was given."""
+    end = config.eos_token_id
+    return replace(
+        config, eos_token_id=tokenizer.eos_token_id if end is None else end, **changes
+    )
+
+
+# %%
+def chat(config, model: Path | None = None, system: str | None = None):
+    """Talk with a model: /reset forgets, /quit leaves.
+
+    Args:
+        model: the model's folder; null takes what you tuned, else the shipped one
+        system: a first message that says how to behave
+    """
+    from minillm.chat import Chat
+
+    folders = [model] if model else ["runs/sft/final", "checkpoints/littleworld-chat"]
+    net, words, folder = open_model(*folders)
+    say(f"({folder}; /reset forgets, /quit leaves)")
+    talk = Chat(net, words, system, config)
+    for line in ask():
+        if line == "/reset":
+            talk.reset()
+        elif line:
+            try:
+                for piece in talk.stream(line):
+                    say(piece, end="")
+                say()
+            except ValueError as error:
+                say(f"({error}; /reset starts afresh)")
+
+
+def ask() -> Iterable[str]:
+    """Lines that are typed, or piped in, up to /quit or the end of the input."""
+    while True:
+        if sys.stdin.isatty():
+            say("> ", end="")
+        line = sys.stdin.readline()
+        if not line or line.strip() in ("/quit", "/exit"):
+            return
+        yield line.strip()
+
+
+# %%
+PACKAGES = "torch numpy regex safetensors jinja2 datasets tqdm tensorboard jsonargparse"
+Finding = tuple[bool, str, str]  # is it well, what was found, its mend
+
+
+def check_python() -> Iterable[Finding]:
+    """Python's version and those of the packages that minillm needs."""
+    number = platform.python_version()
+    yield (
+        sys.version_info >= (3, 11),
+        f"Python {number}",
+        "install Python 3.11 or newer",
+    )
+    found, missing = [], []
+    for name in PACKAGES.split():
+        try:
+            found.append(f"{name} {version(name)}")
+        except ImportError:
+            missing.append(name)
+    yield True, ", ".join(found), ""
+    if missing:
+        yield (
+            False,
+            f"missing: {' '.join(missing)}",
+            "`pip install -e .` or `make setup`",
+        )
+
+
+def check_room() -> Iterable[Finding]:
+    """Cores, memory, free disk, and whether this folder can be written to."""
+    memory = total_memory()
+    yield True, f"{os.cpu_count()} cores, {platform.machine()}", ""
+    if memory:
+        mend = "close other programs, or lower per_device_train_batch_size"
+        yield memory > 3e9, f"{memory / 1e9:.0f} GB of memory", mend
+    free = shutil.disk_usage(".").free
+    yield free > 2e9, f"{free / 1e9:.0f} GB of disk free here", "free 2 GB or more"
+    try:
+        with write_atomic(".minillm-doctor") as temporary:
+            temporary.write_text("")
+        os.remove(".minillm-doctor")
+        yield True, "this folder can be written to", ""
+    except OSError as error:
+        mend = "work in a folder of your own"
+        yield False, f"this folder cannot be written to: {error.strerror}", mend
+
+
+def total_memory() -> int:
+    """Bytes of memory in this machine; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+# %%
+def small_computation(device: str, dtype) -> dict:
+    """A product, an attention, two training steps: the results, as float64 on the CPU."""
+    import torch
+
+    from minillm.attention import attend
+    from minillm.optimization import AdamW, cross_entropy
+    from minillm.transformer import ModelConfig, Transformer
+
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 256, 256, generator=draw).to(device, dtype)
+    heads = torch.randn(3, 2, 4, 32, 16, generator=draw).to(device, dtype)
+    ids = torch.randint(64, (2, 17), generator=draw).to(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig(64, 32, 64, 2, 4))
+    model = model.to(device, dtype)
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        loss = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    results = {
+        "product": a @ b,
+        "attention": attend(*heads),
+        "step": torch.stack(losses),
+    }
+    return {name: value.double().cpu() for name, value in results.items()}
+
+
+def check_devices(tolerance: float = 1e-3) -> Iterable[Finding]:
+    """Each device in float32 against the CPU in float64, by relative difference."""
+    import torch
+
+    right = small_computation("cpu", torch.float64)
+    for device in devices():
+        here = small_computation(device, torch.float32)
+        for name, value in here.items():
+            off = ((value - right[name]).norm() / right[name].norm()).item()
+            what = f"{device}: {name} differs from float64 by {off:.0e}"
+            mend = f"use --device cpu, and update the driver or torch for {device}"
+            yield off < tolerance, what, mend
+
+
+def devices() -> list[str]:
+    """What torch can compute on here."""
+    import torch
+
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    return ["cpu", *(name for name, yes in there.items() if yes)]
+
+
+# %%
+def check_speed() -> Iterable[Finding]:
+    """What this machine trains in five minutes and in a night, from about 2 seconds."""
+    from minillm.optimization import precision_speeds
+    from minillm.pretraining import TrainingConfig
+    from minillm.transformer import ModelConfig, Transformer, count_flops
+
+    device, shape = devices()[-1], ModelConfig.from_preset("tiny")
+    model = Transformer(shape).to(device)
+    speeds = precision_speeds(model, rounds=2)
+    rates = ", ".join(f"{name} {rate / 1e3:.0f}k" for name, rate in speeds.items())
+    yield True, f"{device} trains the default model, tokens a second: {rates}", ""
+    rate, run = max(speeds.values()), TrainingConfig()
+    tokens = run.max_steps * run.per_device_train_batch_size * run.context_length
+    minutes = tokens * run.gradient_accumulation_steps / rate / 60
+    mend = "lower --max_steps, or use a machine with a GPU (Colab)"
+    yield minutes < 30, f"`minillm pretrain` takes about {minutes:.0f} minutes", mend
+    compute = (
+        3 * count_flops(shape, 256) * rate * 8 * 3600
+    )  # backward costs twice forward
+    size = (compute / (6 * 20)) ** 0.5  # 6 FLOPs a parameter and token, 20 tokens each
+    night = f"{size / 1e6:.0f}M parameters on {20 * size / 1e6:.0f}M tokens"
+    yield True, f"five minutes: {rate * 3e-4:.1f}M tokens; a night: {night}", ""
+
+
+def doctor() -> int:
+    """Check this machine: versions, room, right results, what it can train."""
+    bad = 0
+    for check in (check_python, check_room, check_devices, check_speed):
+        for well, what, mend in check():
+            say(f"{'ok  ' if well else 'MEND'}  {what}" + ("" if well else f": {mend}"))
+            bad += not well
+    say("all is well" if not bad else f"{bad} to mend")
+    return min(bad, 1)
+
+
+# %%
+COMMANDS: dict[str, tuple[Callable, str]] = {
+    "data make": (make_data, ""),
+    "data inspect": (inspect_data, ""),
+    "data convert": (convert_data, ""),
+    "tokenizer train": (train_tokenizer, ""),
+    "tokenizer encode": (encode_text, ""),
+    "tokenizer inspect": (inspect_tokenizer, ""),
+    "pretrain": (pretrain, "minillm.pretraining:TrainingConfig"),
+    "generate": (generate_text, "minillm.generation:GenerationConfig"),
+    "sft": (sft, "minillm.pretraining:TrainingConfig"),
+    "chat": (chat, "minillm.generation:GenerationConfig"),
+    "doctor": (doctor, ""),
+}
+DEFAULTS = {
+    "sft": {"output_dir": "runs/sft"},
+}
+
+
+def make_parser(name: str):
+    """The argument parser of one command, made from its function and its dataclass."""
+    import jsonargparse
+
+    function, config = COMMANDS[name]
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"minillm {name}",
+        description=function.__doc__.partition("Args:")[0],
+        exit_on_error=False,
+        parser_mode="json",
+    )
+    action = jsonargparse.ActionConfigFile
+    parser.add_argument("--config", action=action, help="JSON file of these options")
+    parser.add_function_arguments(function, skip={"config"}, as_positional=True)
+    if config:
+        parser.add_class_arguments(find_object(config))
+        parser.set_defaults(DEFAULTS.get(name, {}))
+    return parser
+
+
+# %%
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """["data", "make", "--seed", "1"] -> ("data make", ["--seed", "1"])."""
+    for length in (2, 1):
+        if (name := " ".join(arguments[:length])) in COMMANDS:
+            return name, arguments[length:]
+    given = " ".join(arguments[:2])
+    there = ", ".join(commands_of(arguments[0]) or COMMANDS)
+    raise ValueError(f"no command {given!r}; there are: {there}")
+
+
+def commands_of(group: str) -> list[str]:
+    """The commands whose first word is `group`."""
+    return [name for name in COMMANDS if name.split()[0] == group]
+
+
+def run_command(name: str, options: list[str]) -> int:
+    """Parse the options of a command and call its function."""
+    if "--config" in options[:-1]:
+        need(options[options.index("--config") + 1], f"minillm {name} --print_config")
+    function, config = COMMANDS[name]
+    values = make_parser(name).parse_args(options).as_dict()
+    values.pop("config")
+    if config:
+        kind = find_object(config)
+        settings = {
+            f.name: values.pop(f.name) for f in fields(kind) if f.name in values
+        }
+        values["config"] = kind(**settings)
+    return function(**values) or 0
+
+
+# %%
+def overview(names: Iterable[str]) -> str:
+    """What `minillm --help` prints: a line for each command."""
+    lines = [
+        f"  {name:18} {COMMANDS[name][0].__doc__.splitlines()[0]}" for name in names
+    ]
+    head = "usage: minillm COMMAND [options]      minillm COMMAND --help\n"
+    return "\n".join([head, *lines, "\n  --traceback        show where an error arose"])
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is about what was given, and not a fault in this program."""
+    names = {"ArgumentError", "SafetensorError", "OutOfMemoryError", "TemplateError"}
+    about_input = isinstance(error, ValueError | OSError | MemoryError)
+    return about_input or any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code: 2 for an error, told in one line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    developer = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[-1] in ("-h", "--help", "help"):
+        names = commands_of(arguments[0]) if len(arguments) == 2 else COMMANDS
+        if len(arguments) < 2 or (names and arguments[0] not in COMMANDS):
+            print(overview(names))
+            return 0
+    try:
+        return run_command(*split_command(arguments))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nminillm: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if developer or not is_expected(error):
+            raise
+        print(f"minillm: {explain(error)}", file=sys.stderr)
+        return 2
