@@ -26,7 +26,7 @@ __all__ = [
 # %%
 import difflib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
@@ -382,7 +382,7 @@ def count_flops(config: ModelConfig, context: int) -> int:
     Two for each weight that multiplies the token (the embedding looks up, the head
     multiplies), and 4 L H D for each of the `context` keys, seen or masked.
     """
-    parts = count_parameters(config)
+    parts = count_parameters(replace(config, attention_bias=False, mlp_bias=False))
     weights = parts["attention"] + parts["mlp"] + config.vocab_size * config.hidden_size
     width = config.num_attention_heads * config.head_dim
     return 2 * weights + 4 * config.num_hidden_layers * width * context
