@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from minillm.data import write_jsonl
-from minillm.generation import GenerationConfig, stream_ids
+from minillm.generation import GenerationConfig, stop_before, stream_ids
 from minillm.sft import ChatTemplate, read_conversations
 
 # %%
@@ -77,11 +77,16 @@ class Chat:
         except ValueError:
             self.messages.pop()
             raise
-        reply, self.finish_reason = "", "stopped"
+        reply, self.finish_reason = "", None
         try:
-            for piece in self.tokenizer.stream(self._continue(ids)):
+            pieces = self.tokenizer.stream(self._continue(ids))
+            for piece in stop_before(pieces, self.config.stop_strings):
                 reply += piece
                 yield piece
+            self.finish_reason = self.finish_reason or "stop"
+        except GeneratorExit:
+            self.finish_reason = "stopped"
+            raise
         finally:
             self.messages.append({"role": "assistant", "content": reply})
 
@@ -115,26 +120,22 @@ class Chat:
 
     def _continue(self, ids: list[int]) -> Iterator[int]:
         """Ids of the reply. Only what the cache does not hold yet is computed."""
-        self.reused = min(common_prefix(self.cached, ids), len(ids) - 1)
+        held = min(layer.length for layer in self.cache)
+        self.reused = min(common_prefix(self.cached, ids), held, len(ids) - 1)
         for layer in self.cache:
             layer.crop(self.reused)
-        fresh = torch.tensor(
-            [ids[self.reused :]], device=self.model.lm_head.weight.device
-        )
+        self.cached = list(ids)
         config = replace(
             self.config,
             eos_token_id=(self.template.end_token_id, self.tokenizer.eos_token_id),
             max_new_tokens=min(self.config.max_new_tokens, self.context - len(ids)),
         )
-        known = list(ids)
-        try:
-            for number in stream_ids(self.model, fresh, config, self.cache):
-                known.append(number)
-                yield number
-            full = len(known) - len(ids) == config.max_new_tokens
-            self.finish_reason = "length" if full else "stop"
-        finally:
-            self.cached = known[: self.cache[0].length]
+        prompt = torch.tensor([ids], device=self.model.lm_head.weight.device)
+        for number in stream_ids(self.model, prompt, config, self.cache):
+            self.cached.append(number)
+            yield number
+        if len(self.cached) - len(ids) == config.max_new_tokens:
+            self.finish_reason = "length"
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as a line that chapter 10 can train on."""

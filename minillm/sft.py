@@ -7,6 +7,7 @@ __all__ = [
     "ROLES",
     "CHATML",
     "SPEAKERS",
+    "GREEDY",
     "check_messages",
     "refuse",
     "compile_template",
@@ -330,20 +331,22 @@ def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
 
 
 # %%
+GREEDY = GenerationConfig(do_sample=False, max_new_tokens=128)
+
+
 def answer(
     model,
     tokenizer,
     conversations: list[dict],
-    config: GenerationConfig | None = None,
+    config: GenerationConfig = GREEDY,
     rows: int = 32,
 ) -> list[str]:
     """The model's reply where each conversation has its last answer.
 
-    Greedy unless `config` says otherwise; `rows` prompts at a time, padded on the left.
+    `rows` prompts at a time, padded on the left and sorted by length.
     """
     template, pad = ChatTemplate(tokenizer), tokenizer.pad_token_id
     ends = (template.end_token_id, tokenizer.eos_token_id)
-    config = config or GenerationConfig(do_sample=False, max_new_tokens=128)
     config = replace(config, eos_token_id=ends, pad_token_id=pad)
     prompts = [
         template.encode(row["conversations"][:-1], add_generation_prompt=True)[0]
