@@ -557,7 +557,7 @@ def total_memory() -> int:
 
 # %%
 def small_computation(device: str, dtype) -> dict:
-    """A product, an attention, two training steps: the results, as float64 on the CPU."""
+    """A product, an attention, two training steps: results as float64 on the CPU."""
     import torch
 
     from minillm.attention import attend

@@ -54,6 +54,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
+from typing import BinaryIO
 
 
 # %%
@@ -101,23 +102,26 @@ def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
     return written
 
 
-def open_bytes(path: str | Path, mode: str = "rb"):
+@contextmanager
+def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
     """Open a file for bytes; a name that ends in `.gz` is (de)compressed on the way."""
-    return gzip.open(path, mode) if str(path).endswith(".gz") else open(path, mode)
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, mode) as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from None
 
 
 # %%
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM."""
     with open_bytes(path) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line := line.rstrip(b"\r\n"):
-                    yield number, line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or cut short: {error}") from None
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line := line.rstrip(b"\r\n"):
+                yield number, line
 
 
 # %%
@@ -137,6 +141,8 @@ def parse_row(line: bytes) -> dict:
         row = json.loads(decode(line))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not a row: its brackets are nested too deeply") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise ValueError(
@@ -217,8 +223,11 @@ def read_csv(path: str | Path) -> Iterator[tuple[int, dict]]:
         ) as text,
     ):
         reader = csv.DictReader(text, restkey="(unnamed)")
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def parse_csv(row: dict) -> dict:
@@ -246,7 +255,7 @@ def read_parquet(path: str | Path) -> Iterator[tuple[int, dict]]:
 def read_json(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers and objects of a `.json` file: one list, or JSONL under another name."""
     lines = list(read_lines(path))
-    if lines and not lines[0][1].lstrip().startswith(b"["):
+    if not lines or not lines[0][1].lstrip().startswith(b"["):
         yield from lines
         return
     try:
