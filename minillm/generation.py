@@ -14,6 +14,7 @@ __all__ = [
     "sample",
     "ContextFull",
     "room",
+    "seeded",
     "LeftPadding",
     "decode",
     "end_tokens",
@@ -177,18 +178,32 @@ class ContextFull(UserWarning):
 
 
 # %%
-def room(model: Transformer, num_tokens: int, max_new_tokens: int) -> int:
-    """How many tokens may follow `num_tokens` in the model's context, at most
-    `max_new_tokens`. Raises ValueError if there is no prompt, or no room behind it."""
-    context = model.config.max_position_embeddings
-    if num_tokens < 1:
+def room(model: Transformer, input_ids: torch.Tensor, max_new_tokens: int) -> int:
+    """How many of `max_new_tokens` fit into the context behind input_ids (B, T).
+
+    Raises ValueError for a prompt that is empty, fills the context, or has ids that the
+    model does not know.
+    """
+    length, context = input_ids.shape[1], model.config.max_position_embeddings
+    if length < 1:
         raise ValueError("the prompt is empty: it needs at least the begin token")
-    if num_tokens >= context:
+    if length >= context:
         raise ValueError(
-            f"the prompt has {num_tokens} tokens and the model's context "
+            f"the prompt has {length} tokens and the model's context "
             f"(max_position_embeddings) is {context}: nothing can follow"
         )
-    return min(max_new_tokens, context - num_tokens)
+    if (largest := input_ids.max().item()) >= (V := model.config.vocab_size):
+        raise ValueError(
+            f"token {largest} of the prompt is not below vocab_size={V}: "
+            "is this the model's tokenizer?"
+        )
+    return min(max_new_tokens, context - length)
+
+
+# %%
+def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
+    """A stream of random numbers of its own, or None for torch's global one."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
 
 
 # %%
@@ -235,14 +250,12 @@ def decode(
     (prefill), then one token a step. attention_mask (B, T) is 0 for padding, which
     stands on the left. Warns `ContextFull` if the context ends before max_new_tokens.
     """
-    limit = room(model, input_ids.shape[1], config.max_new_tokens)
+    limit = room(model, input_ids, config.max_new_tokens)
     cache = model.new_cache() if cache is None else cache
     start = min(cache[0].length, input_ids.shape[1] - 1)
     for layer in cache:
         layer.crop(start)
-    generator = None
-    if config.seed is not None:
-        generator = torch.Generator(input_ids.device).manual_seed(config.seed)
+    generator = seeded(config.seed, input_ids.device)
     padding = LeftPadding(input_ids, attention_mask)
     previous = input_ids.where(padding.tokens, -1)
     new = input_ids[:, start:]
