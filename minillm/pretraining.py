@@ -19,6 +19,7 @@ __all__ = [
     "check_fit",
     "to_device",
     "batch_nats",
+    "describe_evaluation",
     "Trainer",
 ]
 
@@ -521,6 +522,15 @@ def batch_nats(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 # %%
+def describe_evaluation(row: dict) -> str:
+    """One line for the console: step, loss, bits per byte, and the floor if known."""
+    text = f"step {row['step']}: validation loss {row['eval_loss']:.2f}, "
+    text += f"{row['eval_bits_per_byte']:.3f} bits per byte"
+    above = row["eval_above_floor"]
+    return text if above is None else f"{text}, {above:.1f} % above the floor"
+
+
+# %%
 class Trainer:
     """Train a model, watch it, and never lose more than the steps since the last save.
 
@@ -590,6 +600,8 @@ class Trainer:
                     self.save()
                 elif self.step == config.max_steps:
                     self.finish()
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(self.out_of_memory()) from error
         finally:
             if self.log:
                 self.log.close()
@@ -600,6 +612,16 @@ class Trainer:
     def stop(self, reason: str = "stop()") -> None:
         """Finish the step, save, and return from train(): for callbacks and signals."""
         self.stopping = reason
+
+    def out_of_memory(self) -> str:
+        """What to change, so that the same training needs half the memory."""
+        rows = self.config.per_device_train_batch_size
+        passes = self.config.gradient_accumulation_steps
+        return (
+            f"out of memory with {rows} rows of {self.config.context_length} tokens. "
+            f"The same training in smaller passes: per_device_train_batch_size="
+            f"{max(1, rows // 2)}, gradient_accumulation_steps={passes * 2}"
+        )
 
     def must_stop(self) -> bool:
         return self.team.sum(float(bool(self.stopping)))[0] > 0
@@ -727,6 +749,7 @@ class Trainer:
         self.evaluation = {"step": self.step, **named}
         self.tell("on_evaluate", self.evaluation)
         self.log.write(self.evaluation)
+        tqdm.write(describe_evaluation(self.evaluation))
 
     def tell(self, event: str, *arguments: object) -> None:
         """Call the callbacks; what they draw at random does not disturb training."""

@@ -91,7 +91,10 @@ def peak_memory(device: str | torch.device = "cpu") -> int:
 # %%
 def versions() -> dict[str, str]:
     """The versions that decide whether a run can be repeated to the last bit."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+    }
     return found | {"numpy": numpy.__version__}
 
 
