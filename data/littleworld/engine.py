@@ -1,0 +1,544 @@
+"""The engine: one program, and the ways to run it.
+
+A program is a function `program(t)` that tells a document through its teller `t`.
+It has two primitives, and every random decision goes through one of them:
+
+    t.choose("plot", [lost, gift])     a silent choice: nothing is said yet
+    t.tell("lost.search")              a sentence: one template of the group,
+                                       with its slots filled
+
+A template is English (or Chinese) with four kinds of parts:
+
+    Once there was         plain text
+    <hero:name>            a draw: a name nobody has yet, remembered as `hero`;
+    <kind>                 short for <kind:kind>; <kind.a> says it as "a fox"
+    {hero} {hero.his}      fixed: what the story's state demands, at no cost
+    (small|quiet)          a free word
+
+Two tellers run the same program. The `Writer` rolls dice and writes a document, and
+notes how many bits each decision cost. The `Reader` is given a text and follows only
+decisions that agree with it. Where several agree it remembers the others as paths and
+`read` runs the program again along each of them, so that every derivation is found
+and probabilities are exact. A lenient reader lets a fixed slot hold any word of its
+class and notes a fault: so a wrong name is told apart from broken grammar.
+"""
+
+import heapq
+import math
+import os
+import re
+from typing import NamedTuple
+
+SPACE = {"en": " ", "zh": ""}  # what stands between two sentences
+
+
+class Item:
+    """One thing of the world: its class and its forms in each language.
+
+    `forms["en", "word"]` is its plain name, `forms["en", "eats"]` what else is known
+    of it. The form "word.a" is "word" with its article. A number has a `value`.
+    """
+
+    __slots__ = ("cls", "forms", "value")
+
+    def __init__(self, cls, forms, value=None):
+        self.cls, self.forms, self.value = cls, forms, value
+
+    def form(self, language, form="word"):
+        try:
+            return self.forms[language, form]
+        except KeyError:
+            base, dot, article = form.rpartition(".")
+            if article != "a" or not dot:
+                reason = f"{self} has no form {form!r} in {language!r}"
+                raise ValueError(reason) from None
+            text = with_article(self.form(language, base), language)
+            self.forms[language, form] = text
+            return text
+
+    def knows(self, form):
+        """Does the lexicon say this of the item?"""
+        return ("en", form) in self.forms
+
+    def __repr__(self):
+        return f"<{self.cls}: {self.forms['en', 'word']}>"
+
+
+def with_article(word, language):
+    """'a fox', 'an owl'; Chinese has no article."""
+    if language != "en":
+        return word
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+_numbers = {}
+
+
+def number(value):
+    """The Item of an integer; the same object every time."""
+    if value not in _numbers:
+        forms = {(language, "word"): str(value) for language in SPACE}
+        _numbers[value] = Item("number", forms, value)
+    return _numbers[value]
+
+
+def numbers(first, last):
+    """The Items of first, first + 1, ..., last."""
+    return [number(value) for value in range(first, last + 1)]
+
+
+def sequence(values):
+    """An Item that says several numbers: '3 4 5'."""
+    text = " ".join(map(str, values))
+    return Item("sequence", {(language, "word"): text for language in SPACE})
+
+
+# ---------------------------------------------------------------- templates
+
+
+class Part(NamedTuple):
+    """One part of a template: "text", "draw", "fixed" or "free"."""
+
+    role: str
+    text: str = ""  # the plain text, or the name of the slot
+    cls: str = ""
+    form: str = "word"
+    words: tuple = ()
+
+
+PART = re.compile(
+    r"<(?P<draw>\w+)(?::(?P<cls>\w+))?(?:\.(?P<draw_form>[\w.]+))?>"
+    r"|\{(?P<fixed>\w+)(?:\.(?P<fixed_form>[\w.]+))?\}"
+    r"|\((?P<free>[^()|]+(?:\|[^()|]+)+)\)"
+)
+
+
+def full_form(form):
+    """The form a template asks for: nothing is the word, `a` the word with article."""
+    return "word.a" if form == "a" else form or "word"
+
+
+def parse_template(text):
+    """'{hero} had <toy.a>.' -> its parts, in order."""
+    parts, end = [], 0
+    for match in PART.finditer(text):
+        if match.start() > end:
+            parts.append(Part("text", text[end : match.start()]))
+        end = match.end()
+        if text[end : end + 1].isascii() and text[end : end + 1].isalnum():
+            raise ValueError(f"no space after {match[0]} in the template {text!r}")
+        if slot := match["draw"]:
+            form = full_form(match["draw_form"])
+            parts.append(Part("draw", slot, match["cls"] or slot, form))
+        elif slot := match["fixed"]:
+            parts.append(Part("fixed", slot, "", full_form(match["fixed_form"])))
+        else:
+            parts.append(Part("free", words=tuple(match["free"].split("|"))))
+    if end < len(text):
+        parts.append(Part("text", text[end:]))
+    for part in parts:
+        if part.role == "text" and re.search(r"[<>{}()|]", part.text):
+            raise ValueError(f"a stray bracket in the template {text!r}")
+    return tuple(parts)
+
+
+class Step(NamedTuple):
+    """One entry of a trace: at `position`, `length` characters, what and its cost.
+
+    `label` is the class of a slot ("name"), "sentence" for the choice of a template,
+    "word" for a free word, or the name of a silent choice. `first` is False for a
+    fixed slot, which says again what the text has already settled.
+    """
+
+    position: int
+    length: int
+    label: str
+    bits: float
+    first: bool
+
+
+class Fault(NamedTuple):
+    """A slot that says something else than the state demands."""
+
+    slot: str
+    wanted: str
+    got: str
+    position: int
+
+
+# ------------------------------------------------------------------ tellers
+
+
+class Teller:
+    """What both tellers share: the state of the story and where we are in the text."""
+
+    def __init__(self, world, forced=None):
+        self.world, self.dial = world, world.dial
+        self.forced = forced or {}  # slots whose value a caller has settled
+        self.state = {}  # slot -> Item
+        self.domains = {}  # slot -> list of Items, or function of the state
+        self.language, self.join, self.position = "en", "", 0
+        self.trace = []
+
+    def __getitem__(self, slot):
+        return self.state[slot]
+
+    def __setitem__(self, slot, item):
+        self.state[slot] = item
+
+    def __contains__(self, slot):
+        return slot in self.state
+
+    def knows(self, group):
+        """Is everything settled that the group's templates say?"""
+        return self.world.needs(group) <= self.state.keys()
+
+    def line(self):
+        """The next sentence begins a new line."""
+        self.join = "\n"
+
+    @property
+    def bits(self):
+        return math.fsum(step.bits for step in self.trace)
+
+    def pool(self, slot, cls, state):
+        """What a draw may yield: never an item that another slot holds."""
+        if slot in self.forced:
+            return [self.forced[slot]]
+        domain = self.domains.get(slot)
+        if domain is None:
+            domain = self.world.words[cls]
+        elif callable(domain):
+            domain = domain(state)
+        if cls == "number":
+            return domain
+        taken = [v for k, v in state.items() if v.cls == cls and k != slot]
+        if self.forced:
+            others = ((k, v) for k, v in self.forced.items() if isinstance(v, Item))
+            taken += [v for k, v in others if v.cls == cls and k != slot]
+        return [item for item in domain if item not in taken] if taken else domain
+
+
+class Writer(Teller):
+    """Tells a document by rolling dice; `rng.random()` is the only source of chance."""
+
+    def __init__(self, world, rng, forced=None):
+        super().__init__(world, forced)
+        self.random, self.pieces = rng.random, []
+
+    @property
+    def text(self):
+        return "".join(self.pieces)
+
+    def note(self, label, bits, length=0, first=True):
+        self.trace.append(Step(self.position, length, label, bits, first))
+
+    def write(self, piece):
+        self.pieces.append(piece)
+        self.position += len(piece)
+
+    def choose(self, label, options, weights=None):
+        """Choose one option in silence."""
+        if label in self.forced:
+            return self.forced[label]
+        weights = weights or [1] * len(options)
+        total = sum(weights)
+        mark = self.random() * total
+        index = 0
+        while mark >= weights[index] and index < len(weights) - 1:
+            mark -= weights[index]
+            index += 1
+        self.note(label, math.log2(total / weights[index]))
+        return options[index]
+
+    def follow(self, label, wanted, options):
+        """Take the branch that the state demands."""
+        return wanted
+
+    def tell(self, *groups, chance=1.0):
+        """Say one sentence of the groups, with this chance; return its group."""
+        options = self.world.options(groups)
+        if chance < 1:
+            said = self.random() < chance
+            self.note("sentence", -math.log2(chance if said else 1 - chance))
+            if not said:
+                return None
+        group, template = options[int(self.random() * len(options))]
+        self.note("sentence", math.log2(len(options)))
+        self.write(self.join)
+        self.say(template)
+        self.join = SPACE[self.language]
+        return group
+
+    def say(self, template):
+        language = self.language
+        for part in template[language]:
+            if part.role == "text":
+                self.write(part.text)
+            elif part.role == "fixed":
+                item = self.state[part.text]
+                word = item.form(language, part.form)
+                self.note(label_of(item.cls, part.form), 0.0, len(word), first=False)
+                self.write(word)
+            elif part.role == "draw":
+                pool = self.pool(part.text, part.cls, self.state)
+                item = pool[int(self.random() * len(pool))]
+                self.state[part.text] = item
+                word = item.form(language, part.form)
+                self.note(part.cls, math.log2(len(pool)), len(word))
+                self.write(word)
+            else:
+                word = part.words[int(self.random() * len(part.words))]
+                self.note("word", math.log2(len(part.words)), len(word))
+                self.write(word)
+
+
+def label_of(cls, form):
+    """The class of a slot, as faults and traces name it: 'kind', 'kind.eats'."""
+    form = form.removesuffix(".a")
+    return cls if form in ("word", "he", "him", "his") else f"{cls}.{form}"
+
+
+class Dead(Exception):
+    """The text cannot go on this way."""
+
+
+class Ended(Exception):
+    """An open-ended reader has used up its text."""
+
+
+class Match(NamedTuple):
+    """A template found in the text: where it ends and what it settles."""
+
+    position: int
+    state: dict
+    steps: list
+    faults: list
+    ended: bool = False
+
+
+SILENT = -1  # the index of "say nothing" among the options of a sentence
+
+
+class Reader(Teller):
+    """Tells a given text: takes the decisions in `path`, then those that agree.
+
+    Decisions not taken go to `others` as (faults so far, path). `lenient` lets fixed
+    slots go wrong; `open_end` takes the text for the beginning of a document.
+    """
+
+    def __init__(self, world, text, path=(), lenient=False, open_end=False):
+        super().__init__(world)
+        self.text, self.path = text, path
+        self.lenient, self.open_end = lenient, open_end
+        self.taken, self.others, self.faults = [], [], []
+        self.reached, self.slots = 0, 0
+
+    def branch(self, candidates):
+        """Take the candidate (faults, index) that the path names, or else the best."""
+        if not candidates:
+            raise Dead
+        candidates.sort()
+        for faults, index in candidates[1:]:
+            self.others.append((len(self.faults) + faults, (*self.taken, index)))
+        self.taken.append(candidates[0][1])
+        return candidates[0][1]
+
+    def next_on_path(self):
+        """The index that the path prescribes here, or None where it has ended."""
+        here = len(self.taken)
+        return self.path[here] if here < len(self.path) else None
+
+    def choose(self, label, options, weights=None):
+        self.stop_at_end()
+        index = self.next_on_path()
+        indices = range(len(options)) if index is None else [index]
+        index = self.branch([(0, i) for i in indices])
+        weights = weights or [1] * len(options)
+        bits = math.log2(sum(weights) / weights[index])
+        self.trace.append(Step(self.position, 0, label, bits, True))
+        return options[index]
+
+    def follow(self, label, wanted, options):
+        if not self.lenient:
+            return wanted
+        index = self.next_on_path()
+        indices = range(len(options)) if index is None else [index]
+        index = self.branch([(options[i] != wanted, i) for i in indices])
+        self.slots += 1
+        if options[index] != wanted:
+            fault = Fault(label, str(wanted), str(options[index]), self.position)
+            self.faults.append(fault)
+        return options[index]
+
+    def stop_at_end(self):
+        if self.open_end and self.position == len(self.text):
+            raise Ended
+
+    def tell(self, *groups, chance=1.0):
+        self.stop_at_end()
+        options = self.world.options(groups)
+        index = self.next_on_path()
+        indices = range(len(options)) if index is None else [index]
+        matches = {i: self.match(options[i][1]) for i in indices if i != SILENT}
+        candidates = [(len(m.faults), i) for i, m in matches.items() if m]
+        if chance < 1 and index in (None, SILENT):
+            candidates.append((0, SILENT))
+        index = self.branch(candidates)
+        if chance < 1:
+            bits = -math.log2(chance if index != SILENT else 1 - chance)
+            self.trace.append(Step(self.position, 0, "sentence", bits, True))
+        if index == SILENT:
+            return None
+        bits = math.log2(len(options))
+        self.trace.append(Step(self.position, 0, "sentence", bits, True))
+        self.accept(matches[index])
+        return options[index][0]
+
+    def accept(self, match):
+        self.trace += match.steps
+        if match.ended:
+            raise Ended
+        self.position, self.state = match.position, match.state
+        self.faults = self.faults + match.faults
+        self.slots += sum(not step.first for step in match.steps)
+        self.join = SPACE[self.language]
+
+    def starts(self, piece, position):
+        """Does the text go on with this piece? If not, note how far it went."""
+        if self.text.startswith(piece, position):
+            return True
+        rest = self.text[position : position + len(piece)]
+        common = len(os.path.commonprefix((piece, rest)))
+        self.reached = max(self.reached, position + common)
+        return False
+
+    def ends_within(self, piece, position):
+        """For an open end: is what is left of the text the beginning of this piece?"""
+        left = len(self.text) - position
+        return (
+            self.open_end
+            and left <= len(piece)
+            and piece.startswith(self.text[position:])
+        )
+
+    def match(self, template):
+        """The template at this position as a Match, or None."""
+        language, state = self.language, self.state
+        position, steps, faults = self.position, [], []
+        for part in (Part("text", self.join), *template[language]):
+            if part.role == "text":
+                piece, word = part.text, part.text
+            elif part.role == "fixed":
+                item = state[part.text]
+                piece = item.form(language, part.form)
+                word, label = piece, label_of(item.cls, part.form)
+                if self.lenient:
+                    word = self.word_here(item.cls, part.form, position)
+                    if word is None:
+                        return None
+                    if word != piece:
+                        faults.append(Fault(label, piece, word, position))
+                steps.append(Step(position, len(word), label, 0.0, False))
+            elif part.role == "free":
+                if self.open_end:
+                    fit = [w for w in part.words if self.ends_within(w, position)]
+                    if fit:
+                        bits = math.log2(len(part.words) / len(fit))
+                        steps.append(Step(position, 0, "word", bits, True))
+                        return Match(position, state, steps, faults, True)
+                fit = [w for w in part.words if self.starts(w, position)]
+                if not fit:
+                    return None
+                word = max(fit, key=len)
+                bits = math.log2(len(part.words))
+                steps.append(Step(position, len(word), "word", bits, True))
+                position += len(word)
+                continue
+            else:
+                pool = self.pool(part.text, part.cls, state)
+                if self.open_end:
+                    forms = [item.form(language, part.form) for item in pool]
+                    fit = sum(self.ends_within(form, position) for form in forms)
+                    if fit:
+                        bits = math.log2(len(pool) / fit)
+                        steps.append(Step(position, 0, part.cls, bits, True))
+                        return Match(position, state, steps, faults, True)
+                word = self.word_here(part.cls, part.form, position)
+                if word is None:
+                    return None
+                item = self.world.find(part.cls, language, part.form, word)
+                if item not in pool:
+                    if not self.lenient:
+                        self.reached = max(self.reached, position)
+                        return None
+                    faults.append(Fault(part.cls, "another", word, position))
+                bits = math.log2(len(pool)) if pool else 0.0
+                steps.append(Step(position, len(word), part.cls, bits, True))
+                state = {**state, part.text: item}
+                position += len(word)
+                continue
+            if self.ends_within(piece, position) and piece:
+                return Match(position, state, steps, faults, True)
+            if not self.starts(word, position):
+                return None
+            position += len(word)
+        self.reached = max(self.reached, position)
+        return Match(position, state, steps, faults)
+
+    def word_here(self, cls, form, position):
+        """The word of this class that stands here, or None."""
+        found = self.world.pattern(cls, self.language, form).match(self.text, position)
+        if found is None:
+            self.reached = max(self.reached, position)
+            return None
+        return found[0]
+
+
+# ------------------------------------------------------------------ reading
+
+
+class Reading(NamedTuple):
+    """All derivations of a text (readers that came to its end), and how far any got."""
+
+    derivations: list
+    reached: int
+
+
+def read(program, world, text, lenient=False, open_end=False, limit=20_000):
+    """Find every way in which the program tells the text.
+
+    A lenient reading stops at the derivations with the fewest faults. Raises
+    RuntimeError if there are more paths than `limit`: an inexact answer is none.
+    """
+    paths, found, reached, best, count = [(0, 0, ())], [], 0, math.inf, 0
+    while paths and paths[0][0] < best:
+        faults, _, path = heapq.heappop(paths)
+        reader = Reader(world, text, path, lenient, open_end)
+        try:
+            program(reader)
+            complete = reader.position == len(text)
+        except Dead:
+            complete = False
+        except Ended:
+            complete = True
+        for faults, path in reader.others:
+            count += 1
+            heapq.heappush(paths, (faults, -count, path))
+        if count > limit:
+            raise RuntimeError(f"more than {limit} ways to begin reading {text[:40]!r}")
+        reached = max(reached, reader.position, reader.reached)
+        if complete:
+            found.append(reader)
+            if lenient:
+                best = min(best, len(reader.faults))
+    found.sort(key=lambda reader: len(reader.faults))
+    return Reading(found, reached)
+
+
+def add_probabilities(bits):
+    """The bits of an event that happens in several ways of these bits each."""
+    bits = sorted(bits)
+    if len(bits) < 2:
+        return bits[0] if bits else math.inf
+    return bits[0] - math.log2(math.fsum(2 ** (bits[0] - b) for b in bits))

@@ -1,0 +1,250 @@
+"""What is told: each function is a program that tells one kind of document.
+
+Read `engine.py` first for `choose`, `tell` and `follow`; the sentences themselves are
+in `lexicon.toml`, under the names that `tell` is given here.
+"""
+
+from littleworld.engine import number, numbers, sequence
+
+# ------------------------------------------------------------------ stories
+
+
+def ending(t, moral):
+    """Most stories close with one more sentence."""
+    t.tell(moral, "story.ending", chance=0.6)
+
+
+def lost(t):
+    """A toy is lost and found again."""
+    t.tell("story.opening")
+    t.tell("lost.owns")
+    t.tell("lost.takes")
+    t.tell("lost.loses")
+    t.tell("lost.helper")
+    t.tell("lost.finds")
+    t.tell("story.thanks_friend")
+    ending(t, "lost.moral")
+
+
+def share(t):
+    """The hero's trait decides whether a hungry friend gets something to eat."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.domains["count"] = numbers(4, 8)
+    t.tell("share.has")
+    t.tell("share.asks")
+    shares = not t["trait"].knows("shares")
+    if t.follow("behavior", "shares" if shares else "keeps", ["shares", "keeps"]) == (
+        "shares"
+    ):
+        t.domains["part"] = numbers(2, t["count"].value - 2)
+        t.tell("share.gives")
+        t["rest"] = number(t["count"].value - t["part"].value)
+        t.tell("share.now")
+        t.tell("story.thanks_hero")
+        ending(t, "share.moral")
+    else:
+        t.tell("share.refuses")
+        t.tell("share.alone")
+        t.tell("share.refusal_moral", chance=0.5)
+
+
+def rescue(t):
+    """The tool that the hero carries fits the trap that the friend is in."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("rescue.tool")
+    t.tell("rescue.trapped")
+    t.tell("rescue.calls", chance=0.6)
+    t.tell("rescue.comes")
+    t.tell("rescue.saves")
+    t.tell("story.thanks_hero")
+    ending(t, "rescue.moral")
+
+
+def gift(t):
+    """A present in the color that the friend likes."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("gift.wish")
+    t.tell("gift.birthday")
+    t.tell("gift.makes")
+    t.tell("gift.gives")
+    t.tell("gift.likes", chance=0.7)
+    t.tell("story.thanks_hero")
+    ending(t, "gift.moral")
+
+
+def weather(t):
+    """Who listens has the right thing along."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("weather.trip")
+    t.tell("weather.advice")
+    if t.tell("weather.listens", "weather.forgets") == "weather.listens":
+        t.tell("weather.fine")
+    else:
+        t.tell("weather.harm")
+        t.tell("weather.brings")
+    ending(t, "weather.moral")
+
+
+def race(t):
+    """Who rests does not win."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("race.start")
+    rests = t.tell("race.hero_rests", "race.friend_rests")
+    hero, friend = t["hero"], t["friend"]
+    t["winner"], t["loser"] = (
+        (friend, hero) if rests == "race.hero_rests" else (hero, friend)
+    )
+    t.tell("race.wins")
+    t.tell("race.praise")
+    ending(t, "race.moral")
+
+
+WITH_TOY = ("lost", "gift")  # plots with a toy of a color
+PLOTS = {plot.__name__: plot for plot in (lost, share, rescue, gift, weather, race)}
+
+
+def story(t):
+    names = t.dial["plots"]
+    PLOTS[t.choose("plot", names)](t)
+
+
+def story_questions(t):
+    """A story, and questions that only its reader can answer."""
+    story(t)
+    topics = [topic for topic in t.world.topics("ask_story") if answerable(t, topic)]
+    for _ in range(t.dial["questions"]):
+        t.line()
+        t.tell("marks.question")
+        asked = t.tell(*[f"ask_story.{topic}" for topic in topics])
+        topic = asked.removeprefix("ask_story.")
+        t.tell("marks.answer")
+        t.tell(f"reply_story.{topic}")
+        topics.remove(topic)
+
+
+def answerable(t, topic):
+    return t.knows(f"ask_story.{topic}") and t.knows(f"reply_story.{topic}")
+
+
+# -------------------------------------------------- facts, sums, counting
+
+
+def facts(t):
+    topic = t.choose("facts", ["animal", "opposite", "day"], [2, 1, 1])
+    if topic == "animal":
+        t.tell("facts.about")
+        left = ["facts.says", "facts.eats", "facts.lives"]
+        while left:
+            left.remove(t.tell(*left))
+    elif topic == "opposite":
+        for _ in range(4):
+            t.tell("facts.opposite")
+    else:
+        for _ in range(4):
+            t.tell("facts.after", "facts.before")
+
+
+def no_more_than_x(state):
+    """What may be taken from x."""
+    return numbers(0, state["x"].value)
+
+
+def draw_sums(t, plus):
+    largest = t.dial["largest"]
+    t.domains["x"] = numbers(0, largest)
+    t.domains["y"] = numbers(0, largest) if plus else no_more_than_x
+
+
+def compute(t, plus):
+    t["z"] = number(t["x"].value + (1 if plus else -1) * t["y"].value)
+
+
+def sums(t):
+    for _ in range(5):
+        plus = t.choose("operation", [True, False])
+        draw_sums(t, plus)
+        t.tell("sums.plus" if plus else "sums.minus")
+        compute(t, plus)
+        t.tell("sums.result")
+
+
+def draw_counts(t, up):
+    """A range of 3 to 8 numbers; the slot that is said first is drawn first."""
+    top = t.dial["count_to"]
+    if up:
+        t.domains["first"] = numbers(0, top - 2)
+        t.domains["last"] = lambda state: numbers(
+            state["first"].value + 2, min(top, state["first"].value + 7)
+        )
+    else:
+        t.domains["last"] = numbers(2, top)
+        t.domains["first"] = lambda state: numbers(
+            max(0, state["last"].value - 7), state["last"].value - 2
+        )
+
+
+def count(t, up):
+    values = range(t["first"].value, t["last"].value + 1)
+    t["list"] = sequence(values if up else reversed(values))
+
+
+def counting(t):
+    for _ in range(3):
+        up = t.choose("direction", [True, False])
+        draw_counts(t, up)
+        t.tell("counting.up" if up else "counting.down")
+        count(t, up)
+        t.tell("counting.list")
+
+
+# ---------------------------------------------------------------- questions
+
+
+def prepare(t, topic):
+    """Settle from what the draws of a question come."""
+    if topic in ("plus", "minus"):
+        draw_sums(t, topic == "plus")
+    elif topic in ("up", "down"):
+        draw_counts(t, topic == "up")
+
+
+def work_out(t, topic):
+    """Settle what the answer says."""
+    if topic in ("plus", "minus"):
+        compute(t, topic == "plus")
+    elif topic in ("up", "down"):
+        count(t, topic == "up")
+
+
+def questions(t):
+    """Questions with nothing before them, as plain text."""
+    for _ in range(4):
+        topic = t.choose("topic", t.world.topics("ask"))
+        prepare(t, topic)
+        t.tell("marks.question")
+        t.tell(f"ask.{topic}")
+        work_out(t, topic)
+        t.tell("marks.answer")
+        t.tell(f"reply.{topic}")
+        t.line()
+
+
+DOCUMENTS = {
+    program.__name__: program
+    for program in (story, story_questions, facts, sums, counting, questions)
+}
+
+
+def document(t):
+    """Any document: first its kind, then its language, then the rest."""
+    kinds = t.dial["documents"]
+    kind = t.choose("document", list(kinds), list(kinds.values()))
+    languages = t.dial["languages"]
+    t.language = t.choose("language", list(languages), list(languages.values()))
+    t.kind = kind
+    DOCUMENTS[kind](t)
