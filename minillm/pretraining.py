@@ -587,7 +587,8 @@ class Trainer:
         """
         config, self.stopping = self.config, ""
         self.prepare(resume)
-        bar = tqdm(total=config.max_steps, initial=self.step, disable=self.helper)
+        quiet = {"disable": True} if self.helper else {}  # else TQDM_DISABLE decides
+        bar = tqdm(total=config.max_steps, initial=self.step, **quiet)
         try:
             with catch_signals(self.stop), bar:
                 if not self.evaluation:
