@@ -14,7 +14,7 @@ __all__ = [
     "ChatTemplate",
     "SFTDataset",
     "as_messages",
-    "numbered_rows",
+    "parse_conversation",
     "read_conversations",
     "answer",
     "wilson",
@@ -36,7 +36,7 @@ import torch
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minillm.data import Rejects, decode, read_lines, suffix_of
+from minillm.data import FORMATS, decode, keep_good, suffix_of
 from minillm.generation import GenerationConfig, generate
 
 # %%
@@ -154,8 +154,8 @@ class ChatTemplate:
         return self.template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
-            bos_token=names[self.tokenizer.eos_token_id],
-            eos_token=names[self.tokenizer.eos_token_id],
+            bos_token=names.get(self.tokenizer.special_id("bos_token"), ""),
+            eos_token=names.get(self.tokenizer.special_id("eos_token"), ""),
         )
 
     def _shield(self, messages: list[dict]) -> tuple[list[dict], Callable[[str], str]]:
@@ -290,24 +290,14 @@ def as_messages(row: dict | list) -> list[dict]:
 
 
 # %%
-def numbered_rows(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Line number and JSON text of each row: a line of JSONL, or an item of a list."""
-    lines = ((number, decode(line)) for number, line in read_lines(path))
-    if suffix_of(path) != ".json":
-        yield from ((number, line) for number, line in lines if line.strip())
-        return
-    text, decoder = "\n".join(line for _, line in lines), json.JSONDecoder()
-    gap, place = re.compile(r"[\s,]*"), len(text) - len(text.lstrip())
-    place += text.startswith("[", place)  # a list of rows, or else rows one by one
-    while (place := gap.match(text, place).end()) < len(text) and text[place] != "]":
-        try:
-            end = decoder.raw_decode(text, place)[1]
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {error.lineno}: not JSON: {error.msg}"
-            ) from None
-        yield text.count("\n", 0, place) + 1, text[place:end]
-        place = end
+def parse_conversation(raw: bytes | dict) -> dict:
+    """A raw row -> {"conversations": messages} and whatever else the row holds."""
+    try:
+        row = json.loads(decode(raw)) if isinstance(raw, bytes) else raw
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    rest = row if isinstance(row, dict) else {}
+    return {**rest, "conversations": as_messages(row)}
 
 
 def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
@@ -316,18 +306,11 @@ def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
     A bad row raises `ValueError` with file, line and reason; with `skip`, bad rows are
     counted and reported. What else a row holds (its kind, its answer) is kept.
     """
-    rejects, kept = Rejects(path, skip), 0
-    for number, text in numbered_rows(path):
-        try:
-            row = json.loads(text)
-            messages = as_messages(row)
-        except ValueError as error:
-            rejects.add(number, str(error))
-        else:
-            kept += 1
-            rest = row if isinstance(row, dict) else {}
-            yield {**rest, "conversations": messages}
-    rejects.finish(kept)
+    if (suffix := suffix_of(path)) not in FORMATS:
+        known = " ".join(FORMATS)
+        raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
+    find_rows, _ = FORMATS[suffix]
+    return keep_good(path, find_rows(path), parse_conversation, skip)
 
 
 # %%

@@ -182,7 +182,7 @@ def test_templates_run_in_a_sandbox(tokenizer):
     for attack in (
         "{{ messages.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__['json'] }}",
     ):
         other.chat_template = attack
         with pytest.raises(SecurityError):
@@ -329,18 +329,22 @@ def test_bad_rows_are_named_with_file_and_line(tmp_path, capsys, line, fault):
     with pytest.raises(ValueError, match=rf"chats\.jsonl, line 2: .*({fault})"):
         list(sft.read_conversations(path))
     assert len(list(sft.read_conversations(path, skip=True))) == 1
-    assert "skipped 1, first" in capsys.readouterr().err
+    assert "skipped 1, the first" in capsys.readouterr().err
 
 
-def test_bad_items_of_a_list_are_named_with_their_line(tmp_path):
+def test_bad_items_of_a_list_and_unknown_formats(tmp_path):
     path = tmp_path / "chats.json"
-    path.write_text(json.dumps([EXCHANGE, {"text": "?"}], indent=1))
-    line = path.read_text()[: path.read_text().index('"text"')].count("\n")
-    with pytest.raises(ValueError, match=rf"chats\.json, line {line}: "):
+    path.write_text(json.dumps([{"conversations": EXCHANGE}, {"text": "?"}]))
+    with pytest.raises(ValueError, match=r"chats\.json, line 2: .*known formats"):
         list(sft.read_conversations(path))
-    path.write_text("[{},\n {oops}]")
-    with pytest.raises(ValueError, match=r"chats\.json, line \d: "):
-        list(sft.read_conversations(path))
+    with pytest.raises(ValueError, match="unknown format '.pdf'"):
+        sft.read_conversations("chats.pdf")
+
+
+def test_alpaca_as_csv(tmp_path):
+    path = tmp_path / "chats.csv"
+    path.write_text("instruction,input,output\nWhat is 2 + 3?,,2 + 3 = 5.\n")
+    assert next(sft.read_conversations(path))["conversations"] == EXCHANGE
 
 
 # ---------------------------------------------------------------- answers and marks
@@ -365,5 +369,5 @@ def test_wilson_interval_against_its_equation():
     for right, asked in [(0, 20), (7, 20), (20, 20), (181, 200)]:
         for bound in sft.wilson(right, asked):
             spread = 1.96 * (bound * (1 - bound) / asked) ** 0.5
-            assert abs(bound - right / asked) == pytest.approx(spread, abs=1e-9)
+            assert abs(bound - right / asked) == pytest.approx(spread, abs=1e-7)
             assert -1e-9 <= bound <= 1 + 1e-9
