@@ -8,8 +8,10 @@ __all__ = [
     "Finding",
     "COMMANDS",
     "DEFAULTS",
+    "MENDS",
     "find_object",
     "need",
+    "naming",
     "say",
     "make_data",
     "inspect_data",
@@ -25,11 +27,10 @@ __all__ = [
     "open_model",
     "Checker",
     "pretrain",
+    "open_validation",
     "finish",
-    "torch_seed",
     "sft",
     "generate_text",
-    "with_ends",
     "chat",
     "ask",
     "check_python",
@@ -47,16 +48,20 @@ __all__ = [
     "overview",
     "explain",
     "is_expected",
+    "show_warning",
     "main",
 ]
 
 # %%
+import errno
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -90,6 +95,17 @@ def need(path: str | Path, command: str) -> Path:
         reason = f"no such file or folder; make it with `{command}`, or name another"
         raise FileNotFoundError(f"{path}: {reason}")
     return Path(path)
+
+
+@contextmanager
+def naming(path: str | Path, mend: str) -> Iterator[None]:
+    """Errors about what is read from `path` name it, and say what to do."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        where = "" if str(path) in reason else f"{path}: "
+        raise ValueError(f"{where}{reason}; {mend}") from error
 
 
 def say(text: str = "", end: str = "\n") -> None:
@@ -262,7 +278,9 @@ def open_tokenizer(path: str | Path):
     """The tokenizer at `path`, or an error that says how to make one."""
     from minillm.tokenizer import load_tokenizer
 
-    return load_tokenizer(need(path, "minillm tokenizer train"))
+    need(path, "minillm tokenizer train")
+    with naming(path, "make it again with `minillm tokenizer train`, or name another"):
+        return load_tokenizer(path)
 
 
 # %%
@@ -325,7 +343,14 @@ def open_model(*folders: str | Path):
             f"{folders[0]}: no model there (no config.json); train one with "
             "`minillm pretrain`, or name its folder with --model"
         )
-    return Transformer.from_pretrained(found), load_tokenizer(found), found
+    with naming(found, "copy or train it again, or name another"):
+        model, tokenizer = Transformer.from_pretrained(found), load_tokenizer(found)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"its tokenizer has {tokenizer.vocab_size} tokens and the model only "
+                f"vocab_size={model.config.vocab_size}: they do not belong together"
+            )
+    return model, tokenizer, found
 
 
 # %%
@@ -340,13 +365,15 @@ class Checker:
 
         from minillm.generation import GenerationConfig, generate
 
-        end = trainer.tokenizer.eos_token_id
-        config = GenerationConfig(200, temperature=0.6, eos_token_id=end, seed=0)
-        start = torch.full((self.count, 1), end)
-        ids = generate(trainer.model, start, config)[:, 1:].tolist()
-        texts = [trainer.tokenizer.decode(i, skip_special_tokens=True) for i in ids]
+        model, tokenizer = trainer.model.eval(), trainer.tokenizer
+        config = GenerationConfig(200, temperature=0.6, seed=0)
+        begin, device = tokenizer.eos_token_id, model.lm_head.weight.device
+        start = torch.full((self.count, 1), begin, device=device)
+        ids = generate(model, start, config)[:, 1:].tolist()
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         right = sum(bool(getattr(v, "right", v)) for v in map(self.check, texts))
-        say(f"step {row['step']}: {right} of {self.count} texts are right")
+        row["eval_right"] = right / self.count
+        say(f"\nstep {row['step']}: {right} of {self.count} texts are right")
 
 
 # %%
@@ -369,7 +396,9 @@ def pretrain(
         validation: JSONL of held-out texts; null takes validation.jsonl beside the data
         checker: module:function that judges a text, such as littleworld:check
     """
-    from minillm.pretraining import Trainer, TokenFile, Validation
+    import torch
+
+    from minillm.pretraining import TokenFile, Trainer
     from minillm.transformer import Transformer
 
     words = open_tokenizer(tokenizer)
@@ -380,29 +409,35 @@ def pretrain(
     beside = Path(data).with_name("validation.jsonl")
     held_out = validation or (beside if beside.exists() else None)
     judges = [Checker(checker)] if checker else []
-    torch_seed(config.seed)
+    torch.manual_seed(config.seed)
+    model, tokens = Transformer(shape), TokenFile(path, words)
+    about = {"data": data, "preset": preset}
     run = Trainer(
-        Transformer(shape), words, config, TokenFile(path, words),
-        Validation.read(held_out) if held_out else None, judges,
-    )  # fmt: skip
+        model, words, config, tokens, open_validation(held_out), judges, about
+    )
+    say(f"{model.num_parameters():,} parameters, {len(tokens):,} documents")
     return finish(run, "minillm sft")
+
+
+def open_validation(path: Path | None):
+    """Held-out documents, or None where there are none."""
+    from minillm.pretraining import Validation
+
+    if path is None:
+        return None
+    with naming(need(path, "minillm data make"), "each line is an object with a text"):
+        return Validation.from_jsonl(path)
 
 
 def finish(run, following: str) -> int:
     """Train to the end, or until Ctrl-C; say where the model is and what comes next."""
-    run.train()
-    if run.step < run.config.max_steps:
-        say(f"stopped at step {run.step}; the same command goes on from there")
+    with naming(run.folder, "name another --output_dir"):
+        stopped = run.train()["stopped"]
+    if stopped:
+        say("the same command goes on from there")
         return 130
-    say(f"{run.config.output_dir}/final: the model; next: {following}")
+    say(f"{run.folder / 'final'}: the model; next: {following}")
     return 0
-
-
-def torch_seed(seed: int) -> None:
-    """Start the random numbers that fill the weights."""
-    import torch
-
-    torch.manual_seed(seed)
 
 
 # %%
@@ -422,11 +457,11 @@ def sft(
 
     base, words, _ = open_model(model)
     words.chat_template = words.chat_template or CHATML
-    talks = SFTDataset(
-        read_conversations(data_source(data)), words, config.context_length
-    )
-    torch_seed(config.seed)
-    return finish(Trainer(base, words, config, talks), "minillm chat")
+    rows = read_conversations(data_source(data))
+    talks = SFTDataset(rows, words, config.context_length)
+    say(str(talks))
+    about = {"data": data, "from": str(model)}
+    return finish(Trainer(base, words, config, talks, about=about), "minillm chat")
 
 
 # %%
@@ -446,21 +481,12 @@ def generate_text(config, model: Path | None = None, prompt: str = "", count: in
     net, words, folder = open_model(*folders)
     if model is None:
         say(f"({folder})")
-    ids = [words.eos_token_id, *words.encode(prompt)]
     for number in range(count):
         seed = None if config.seed is None else config.seed + number
         say(prompt, end="")
-        for piece in stream(net, words, ids, with_ends(config, words, seed=seed)):
+        for piece in stream(net, words, prompt, replace(config, seed=seed)):
             say(piece, end="")
         say()
-
-
-def with_ends(config, tokenizer, **changes):
-    """`config` with the tokenizer's end token where none was given."""
-    end = config.eos_token_id
-    return replace(
-        config, eos_token_id=tokenizer.eos_token_id if end is None else end, **changes
-    )
 
 
 # %%
@@ -663,8 +689,10 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "chat": (chat, "minillm.generation:GenerationConfig"),
     "doctor": (doctor, ""),
 }
-DEFAULTS = {
+DEFAULTS = {  # where a command's settings differ from its dataclass
     "sft": {"output_dir": "runs/sft"},
+    "chat": {"max_new_tokens": 160, "temperature": 0.6},
+    "generate": {"temperature": 0.6},
 }
 
 
@@ -731,18 +759,37 @@ def overview(names: Iterable[str]) -> str:
     return "\n".join([head, *lines, "\n  --traceback        show where an error arose"])
 
 
+MENDS = {
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "this is a folder, where a file belongs",
+    errno.EACCES: "choose a folder of your own, or change its permissions",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.ENOSPC: "free some space, or choose another disk",
+}
+
+
 def explain(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line: what is wrong with which file, and what to do."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+        mend = MENDS.get(error.errno, "")
+        parts = [str(error.filename or ""), error.strerror, mend]
+        return ": ".join(part for part in parts if part)
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_expected(error: Exception) -> bool:
     """Whether an error is about what was given, and not a fault in this program."""
     names = {"ArgumentError", "SafetensorError", "OutOfMemoryError", "TemplateError"}
-    about_input = isinstance(error, ValueError | OSError | MemoryError)
-    return about_input or any(kind.__name__ in names for kind in type(error).__mro__)
+    about_input = ValueError | OSError | ArithmeticError | MemoryError
+    return isinstance(error, about_input) or any(
+        kind.__name__ in names for kind in type(error).__mro__
+    )
+
+
+def show_warning(message: Warning, *details: object) -> None:
+    """A warning in one line, without the place in the code that it comes from."""
+    print(f"\nminillm: {message}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -756,7 +803,9 @@ def main(argv: list[str] | None = None) -> int:
             print(overview(names))
             return 0
     try:
-        return run_command(*split_command(arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            return run_command(*split_command(arguments))
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
