@@ -279,12 +279,11 @@ FOREIGN_SETTINGS = (
 # %%
 def merge_by_rank(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
     """Merge the pair of lowest rank, everywhere, until no pair can be merged."""
-    while len(word) > 1:
-        pair = min(map(add, word, word[1:]), key=lambda p: ranks.get(p, len(ranks)))
-        if pair not in ranks:
-            break
+    while True:
+        known = filter(ranks.__contains__, map(add, word, word[1:]))
+        if not (pair := min(known, key=ranks.__getitem__, default="")):
+            return word
         word = word.replace(pair, made[pair])
-    return word
 
 
 # %%
@@ -323,13 +322,14 @@ class Encoder(dict):
         self.letters = {byte: chr(vocab[letter]) for byte, letter in LETTERS.items()}
         self.whole = vocab if model.get("ignore_merges") else {}  # Llama 3: words first
         self.ranks, self.made, born, in_order = {}, {}, {}, True
-        for rank, merge in enumerate(model["merges"]):
-            first, second = merge.split(" ") if isinstance(merge, str) else merge
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        for rank, (first, second) in enumerate(merges):
             pair, token = chr(vocab[first]) + chr(vocab[second]), first + second
             self.ranks[pair], self.made[pair] = rank, chr(vocab[token])
-            in_order &= max(born.get(first, -1), born.get(second, -1)) < rank
             born[token] = rank
-        self.short = 100 if in_order else 0  # out of order: one place at a time
+        for rank, parts in enumerate(merges):  # are parts made before the whole?
+            in_order &= all(born.get(part, -1) < rank for part in parts)
+        self.short = 100 if in_order else 0  # if not: one place at a time
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
         data = piece.encode()
@@ -408,10 +408,10 @@ class BaseTokenizer:
         named = {t["content"] if isinstance(t, dict) else t for t in roles.values()}
         more = [name for name in self.special_tokens if name not in named]
         config = self.config | {"chat_template": self.chat_template}
-        config = {key: value for key, value in config.items() if value is not None}
+        config = {key: config[key] for key in sorted(config) if config[key] is not None}
         write_json(config, folder / "tokenizer_config.json")
-        names = roles | ({"additional_special_tokens": more} if more else {})
-        write_json(names, folder / "special_tokens_map.json")
+        roles = ({"additional_special_tokens": more} if more else {}) | roles
+        write_json(dict(sorted(roles.items())), folder / "special_tokens_map.json")
 
 
 # %%
