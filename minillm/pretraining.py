@@ -6,20 +6,40 @@
 __all__ = [
     "WINDOW_ROWS",
     "SCHEDULES",
+    "COUNTS",
     "TokenFile",
     "pack",
+    "RowStream",
     "Batches",
     "Validation",
     "token_losses",
     "evaluate",
     "TrainingConfig",
     "constant_schedule",
+    "learning_rate_at",
+    "check_training",
     "pick_device",
     "Team",
     "check_fit",
     "to_device",
     "batch_nats",
+    "draw",
+    "count_labels",
+    "accumulate",
+    "describe_failure",
     "describe_evaluation",
+    "describe_memory",
+    "describe_resume",
+    "describe_command",
+    "choose_precision",
+    "Progress",
+    "Run",
+    "train_step",
+    "WatchedRun",
+    "card_facts",
+    "write_final",
+    "is_due",
+    "show_progress",
     "Trainer",
 ]
 
@@ -32,7 +52,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +63,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minillm.attention import document_mask
-from minillm.data import bits_per_byte, read_jsonl, remove, write_atomic
+from minillm.data import bits_per_byte, read_jsonl, write_atomic
 from minillm.optimization import (
     PRECISIONS,
     AdamW,
@@ -59,11 +79,11 @@ from minillm.optimization import (
 from minillm.relay import (
     catch_signals,
     find_differences,
-    fingerprint_data,
     identify,
     last_checkpoint,
-    list_checkpoints,
     load_optimizer,
+    prune_checkpoints,
+    remove_leftovers,
     save_checkpoint,
 )
 from minillm.run_log import RunLog, peak_memory, write_model_card
@@ -126,15 +146,73 @@ def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
 
 
 # %%
-class Batches:
-    """Endless batches of whole documents, in a new random order each epoch.
+class RowStream:
+    """The endless stream of packed rows that every process of a run agrees on.
 
-    A window of documents in that order is packed into rows of `context`, and its rows
-    are shuffled. Of each global batch of world_size * rows rows, this rank gets `rows`
-    neighbours. A batch is a dict of (rows, context) int64 tensors: input_ids; labels,
-    -100 at padding; position_ids, from 0 in each document; document_ids, -1 at padding.
-    Longer documents are cut into pieces. The position is a row number, so a state fits
-    any number of rows and ranks.
+    Documents come in a new random order each epoch; longer ones are cut into pieces of
+    `context`. Windows of them are packed, and the rows of a window are shuffled. A row
+    is the numbers of its pieces; `document`, `start`, `length` say what a piece is.
+    """
+
+    def __init__(self, lengths: Sequence[int], context: int, seed: int = 0):
+        lengths = np.asarray(lengths, dtype=np.int64)
+        if not len(lengths):
+            raise ValueError("there are no documents to train on")
+        self.context, self.seed = context, seed
+        cuts = -(-lengths // context)  # pieces of each document
+        self.document = np.repeat(np.arange(len(lengths)), cuts)
+        before = np.repeat(np.cumsum(cuts) - cuts, cuts)
+        self.start = (np.arange(len(before)) - before) * context
+        self.length = np.minimum(lengths[self.document] - self.start, context)
+        self.window = max(16, int(WINDOW_ROWS * context / self.length.mean()))
+        self.orders: dict[int, np.ndarray] = {}
+        self.load_state_dict({"window": -1, "row": 0})
+
+    def __next__(self) -> np.ndarray:
+        if self.row == len(self.queue):
+            state = {"window": self.number + 1, "row": 0}
+            self.load_state_dict(state)
+        self.row += 1
+        return self.queue[self.row - 1]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All pieces, in the order of this epoch; the last two orders are kept."""
+        if epoch not in self.orders:
+            self.orders.pop(epoch - 2, None)
+            random = np.random.default_rng([self.seed, epoch])
+            self.orders[epoch] = random.permutation(len(self.length))
+        return self.orders[epoch]
+
+    def pack_window(self, number: int) -> list[np.ndarray]:
+        """The rows of one window: packed from its share of the order, then shuffled."""
+        places = np.arange(number * self.window, (number + 1) * self.window)
+        epochs, places = np.divmod(places, len(self.length))
+        parts = [self.order(n)[places[epochs == n]] for n in np.unique(epochs)]
+        chosen = np.concatenate(parts)
+        rows = pack(self.length[chosen].tolist(), self.context)
+        random = np.random.default_rng([self.seed, number, 1])
+        return [chosen[rows[i]] for i in random.permutation(len(rows))]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"window": self.number, "row": self.row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number, self.row = state["window"], state["row"]
+        self.queue = self.pack_window(self.number) if self.number >= 0 else []
+
+
+WINDOW_ROWS = 256  # about so many rows are packed together
+
+
+# %%
+class Batches:
+    """Endless batches of whole documents, packed so that each is seen as if alone.
+
+    `dataset` has `lengths` and `[i]` -> (input_ids, labels). Of each global batch of
+    world_size * rows rows this rank gets its `rows`. A batch is a dict of (rows,
+    context) int64 tensors: input_ids; labels, -100 at padding; position_ids, from 0 in
+    each document; document_ids, -1 at padding. The state counts rows of the stream, so
+    it fits any number of rows and ranks.
     """
 
     def __init__(
@@ -146,93 +224,48 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.dataset, self.rows, self.context, self.seed = dataset, rows, context, seed
-        self.rank, self.world_size = rank, world_size
-        lengths = np.asarray(dataset.lengths, dtype=np.int64)
-        pieces = -(-lengths // context)
-        self.document = np.repeat(np.arange(len(lengths)), pieces)
-        self.start = np.arange(len(self.document)) - np.repeat(
-            np.cumsum(pieces) - pieces, pieces
-        )
-        self.start *= context
-        self.length = np.minimum(lengths[self.document] - self.start, context)
-        if not len(self.length):
-            raise ValueError("there are no documents to train on")
-        self.window = max(16, int(WINDOW_ROWS * context / self.length.mean()))
-        self.orders, self.queue = {}, []
-        self.next_window = self.next_row = 0
+        self.dataset, self.stream = dataset, RowStream(dataset.lengths, context, seed)
+        self.rows, self.rank, self.world_size = rows, rank, world_size
         self.documents: list[list[int]] = []  # of each row of the last batch
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
-        team = [self.take_row() for _ in range(self.world_size * self.rows)]
+        team = [next(self.stream) for _ in range(self.world_size * self.rows)]
         rows = team[self.rank * self.rows : (self.rank + 1) * self.rows]
-        self.documents = [self.document[row].tolist() for row in rows]
+        self.documents = [self.stream.document[row].tolist() for row in rows]
         return self.collate(rows)
 
-    def take_row(self) -> np.ndarray:
-        """The pieces of the next row of the one stream that all ranks share."""
-        if self.next_row == len(self.queue):
-            self.queue = self.pack_window(self.next_window)
-            self.next_window, self.next_row = self.next_window + 1, 0
-        self.next_row += 1
-        return self.queue[self.next_row - 1]
-
-    def order(self, epoch: int) -> np.ndarray:
-        if epoch not in self.orders:
-            random = np.random.default_rng([self.seed, epoch])
-            last = {k: v for k, v in self.orders.items() if k == epoch - 1}
-            self.orders = last | {epoch: random.permutation(len(self.length))}
-        return self.orders[epoch]
-
-    def pack_window(self, number: int) -> list[np.ndarray]:
-        epochs, places = np.divmod(
-            np.arange(number * self.window, (number + 1) * self.window),
-            len(self.length),
-        )
-        chosen = np.concatenate(
-            [self.order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
-        rows = pack(self.length[chosen].tolist(), self.context)
-        random = np.random.default_rng([self.seed, number, 1])
-        return [chosen[rows[i]] for i in random.permutation(len(rows))]
-
     def collate(self, rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Rows of pieces -> tensors."""
         blank = dict(input_ids=0, labels=-100, position_ids=0, document_ids=-1)
-        shape = (len(rows), self.context)
+        shape = (len(rows), self.stream.context)
         batch = {name: np.full(shape, value) for name, value in blank.items()}
         for r, row in enumerate(rows):
-            begin = 0
-            for d, piece in enumerate(row):
-                input_ids, labels = self.dataset[int(self.document[piece])]
-                first, length = self.start[piece], self.length[piece]
-                here, there = slice(begin, begin + length), slice(first, first + length)
-                batch["input_ids"][r, here] = input_ids[there]
-                batch["labels"][r, here] = labels[there]
-                batch["position_ids"][r, here] = np.arange(length)
-                batch["document_ids"][r, here] = d
-                begin += length
+            end = 0
+            for d, piece in enumerate(row.tolist()):
+                length, start = self.stream.length[piece], self.stream.start[piece]
+                input_ids, labels = self.dataset[int(self.stream.document[piece])]
+                begin, end = end, end + length
+                batch["input_ids"][r, begin:end] = input_ids[start : start + length]
+                batch["labels"][r, begin:end] = labels[start : start + length]
+                batch["position_ids"][r, begin:end] = np.arange(length)
+                batch["document_ids"][r, begin:end] = d
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     @property
     def epoch(self) -> float:
         """How often the data has been gone through."""
-        done = self.next_row / len(self.queue) if self.queue else 0
-        windows = max(0, self.next_window - 1) + done
-        return windows * self.window / len(self.length)
+        stream = self.stream
+        windows = stream.number + stream.row / max(1, len(stream.queue))
+        return max(0.0, windows * stream.window / len(stream.length))
 
     def state_dict(self) -> dict[str, int]:
-        return {"next_window": self.next_window, "next_row": self.next_row}
+        return self.stream.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.next_window, self.next_row = state["next_window"], state["next_row"]
-        last = self.next_window - 1
-        self.queue = self.pack_window(last) if self.next_window else []
-
-
-WINDOW_ROWS = 256  # about so many rows are packed together
+        self.stream.load_state_dict(state)
 
 
 # %%
@@ -394,31 +427,10 @@ class TrainingConfig:
     """cpu, cuda, mps, or auto: the best there is."""
 
     def __post_init__(self):
-        choices = {
-            "lr_scheduler_type": tuple(SCHEDULES),
-            "precision": (*PRECISIONS, "auto"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-        at_least_1 = (
-            "max_steps per_device_train_batch_size gradient_accumulation_steps "
-            "context_length logging_steps save_total_limit"
-        )
-        for name in at_least_1.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..., max_steps - 1."""
-        schedule = SCHEDULES[self.lr_scheduler_type]
-        low = self.min_learning_rate
-        return schedule(
-            step, self.max_steps, self.learning_rate, self.warmup_steps, low
-        )
+        check_training(self)
 
 
+# %%
 def constant_schedule(
     step: int,
     max_steps: int,
@@ -435,6 +447,35 @@ SCHEDULES = {
     "cosine": cosine_schedule,
     "constant": constant_schedule,
 }
+
+
+def learning_rate_at(config: TrainingConfig, step: int) -> float:
+    """The rate of step 0, 1, ..., max_steps - 1."""
+    schedule, low = SCHEDULES[config.lr_scheduler_type], config.min_learning_rate
+    high, warm_up = config.learning_rate, config.warmup_steps
+    return schedule(step, config.max_steps, high, warm_up, low)
+
+
+COUNTS = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "context_length",
+    "logging_steps",
+    "save_total_limit",
+)
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise ValueError that names the first setting that cannot be."""
+    precisions = (*PRECISIONS, "auto")
+    choices = {"lr_scheduler_type": tuple(SCHEDULES), "precision": precisions}
+    for name, allowed in choices.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+    for name in COUNTS:
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 # %%
@@ -522,6 +563,53 @@ def batch_nats(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 # %%
+def draw(batches: Batches, passes: int) -> tuple[list[dict], list[list[int]]]:
+    """The batches of one step, and the documents in each of their rows."""
+    drawn, documents = [], []
+    for _ in range(passes):
+        drawn.append(next(batches))
+        documents += batches.documents
+    return drawn, documents
+
+
+def count_labels(batches: list[dict]) -> int:
+    return sum(int((batch["labels"] != -100).sum()) for batch in batches)
+
+
+def accumulate(
+    model: nn.Module, batches: list[dict], tokens: int, team: Team, precision: str
+) -> torch.Tensor:
+    """Gradients of the mean loss over all `tokens` of the step; nats of each row.
+
+    `tokens` are those of all passes and processes together, so each token weighs the
+    same wherever it stands. DDP averages over processes: hence the factor. It does so
+    in the last pass only.
+    """
+    nats = []
+    for number, batch in enumerate(batches, 1):
+        batch = {name: to_device(x, team.device) for name, x in batch.items()}
+        wait = team.world_size > 1 and number < len(batches)
+        with model.no_sync() if wait else nullcontext():
+            with autocast(team.device, precision):
+                rows = batch_nats(model, batch)
+                (rows.sum() * (team.world_size / tokens)).backward()
+        nats.append(rows.detach())
+    return torch.cat(nats)
+
+
+# %%
+def describe_failure(nats: torch.Tensor, norm: float, documents: list) -> str:
+    """Which rows of a batch gave a loss that is no number, and what stood in them."""
+    finite = torch.isfinite(nats).tolist()
+    bad = [row for row, fine in enumerate(finite) if not fine]
+    named = sorted({i for row in bad or range(len(finite)) for i in documents[row]})
+    text = ", ".join(map(str, named[:20])) + (", ..." if len(named) > 20 else "")
+    return (
+        f"gradient norm {norm}, loss not a number in {len(bad)} of {len(finite)} rows; "
+        f"documents {text}"
+    )
+
+
 def describe_evaluation(row: dict) -> str:
     """One line for the console: step, loss, bits per byte, and the floor if known."""
     text = f"step {row['step']}: validation loss {row['eval_loss']:.2f}, "
@@ -530,15 +618,97 @@ def describe_evaluation(row: dict) -> str:
     return text if above is None else f"{text}, {above:.1f} % above the floor"
 
 
-# %%
-class Trainer:
-    """Train a model, watch it, and never lose more than the steps since the last save.
+def describe_memory(config: TrainingConfig) -> str:
+    """What to change, so that the same training needs half the memory."""
+    rows, passes = (
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+    )
+    return (
+        f"out of memory with {rows} rows of {config.context_length} tokens. The same "
+        f"training in smaller passes: per_device_train_batch_size={max(1, rows // 2)}, "
+        f"gradient_accumulation_steps={passes * 2}"
+    )
 
-    `train_dataset` is what `Batches` takes; `validation` a `Validation`; a callback is
-    an object with any of on_log(trainer, row), on_evaluate(trainer, row) and
-    on_save(trainer, folder). What a callback adds to `row` is logged. `about`: rows for
-    the model card that only the caller knows, such as where the data comes from.
-    """
+
+def describe_resume(folder: Path, state: dict, config: TrainingConfig) -> str:
+    """Where a run goes on, and the settings that are others now."""
+    lines = find_differences(state["config"], asdict(config))
+    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
+
+
+def describe_command(config: TrainingConfig) -> str:
+    """The command line that repeats a run's settings."""
+    values = asdict(config)
+    changed = [
+        f"--{field.name} {values[field.name]}"
+        for field in fields(config)
+        if field.name not in ("output_dir", "device")
+        and values[field.name] != field.default
+    ]
+    return " ".join(["minillm pretrain", *changed])
+
+
+def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
+    """What "auto" means here: rank 0 measures, and all do the same."""
+    rows, context = config.per_device_train_batch_size, config.context_length
+    chosen = fastest_precision(model, rows=rows, context=context)
+    vote = PRECISIONS.index(chosen) if team.rank == 0 else 0
+    return PRECISIONS[int(team.sum(vote)[0])]
+
+
+# %%
+@dataclass
+class Progress:
+    """How far a run is: with the position in the data, all that is not a tensor."""
+
+    step: int = 0
+    tokens: int = 0
+    precision: str = "auto"
+    grad_norm: float = 0.0
+    nats_since_log: float = 0.0
+    tokens_since_log: int = 0
+    seconds_since_log: float = 0.0
+    saved_step: int = -1
+    best: dict | None = None
+    evaluation: dict = field(default_factory=dict)
+
+    def add(self, nats: float, tokens: int, norm: float, seconds: float) -> None:
+        """Count a step."""
+        self.step, self.tokens, self.grad_norm = (
+            self.step + 1,
+            self.tokens + tokens,
+            norm,
+        )
+        self.nats_since_log += nats
+        self.tokens_since_log += tokens
+        self.seconds_since_log += seconds
+
+    def note_best(self) -> None:
+        """Remember this step if it was just evaluated, and no other was better."""
+        now, best = self.evaluation, self.best
+        if now.get("step") == self.step:
+            if best is None or now["eval_loss"] < best["eval_loss"]:
+                self.best = {"step": self.step, "eval_loss": now["eval_loss"]}
+
+    def row(self) -> dict:
+        """Means over the steps since the last row."""
+        tokens, seconds = self.tokens_since_log, self.seconds_since_log
+        row = {
+            "step": self.step,
+            "loss": self.nats_since_log / tokens,
+            "grad_norm": self.grad_norm,
+            "tokens": self.tokens,
+            "tokens_per_second": tokens / seconds,
+        }
+        self.nats_since_log, self.tokens_since_log = 0.0, 0
+        self.seconds_since_log = 0.0
+        return row
+
+
+# %%
+class Run:
+    """What a training run consists of, and how it is saved and taken up again."""
 
     def __init__(
         self,
@@ -550,34 +720,202 @@ class Trainer:
         callbacks: Iterable[object] = (),
         about: dict | None = None,
     ):
-        self.config, self.tokenizer = config, tokenizer
-        self.callbacks, self.about = list(callbacks), about or {}
-        self.dataset, self.validation = train_dataset, validation
         check_fit(model, tokenizer, config)
-        self.team = Team.start(config.device)
-        self.model = self.forward = model.to(self.team.device)
-        self.optimizer = AdamW(
-            parameter_groups(model, config.weight_decay, config.embedding_lr_scale),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-        )
-        self.batches = Batches(
-            train_dataset,
-            config.per_device_train_batch_size,
-            config.context_length,
-            config.seed,
-            self.team.rank,
-            self.team.world_size,
-        )
-        self.folder = Path(config.output_dir)
-        self.precision = config.precision
-        self.step = self.tokens = 0
-        self.since_log = {"nats": 0.0, "tokens": 0, "seconds": 0.0}
-        self.best: dict | None = None
-        self.evaluation: dict = {}
-        self.saved_step = -1
-        self.stopping = ""
-        self.log: RunLog | None = None
+        self.team = team = Team.start(config.device)
+        self.model = self.forward = model.to(team.device)
+        self.tokenizer, self.config, self.dataset = tokenizer, config, train_dataset
+        self.validation, self.callbacks = validation, list(callbacks)
+        self.about, self.folder = about or {}, Path(config.output_dir)
+        groups = parameter_groups(model, config.weight_decay, config.embedding_lr_scale)
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.optimizer = AdamW(groups, lr=config.learning_rate, betas=betas)
+        shape = config.per_device_train_batch_size, config.context_length
+        ranks = team.rank, team.world_size
+        self.batches = Batches(train_dataset, *shape, config.seed, *ranks)
+        self.progress = Progress(precision=config.precision)
+        order = {"context_length": config.context_length, "seed": config.seed}
+        self.identity = identify(model, tokenizer, train_dataset, **order)
+
+    @property
+    def step(self) -> int:
+        """How many updates the weights have had."""
+        return self.progress.step
+
+    def save(self) -> Path:
+        """Write checkpoint-STEP, if this is the process that writes."""
+        folder = self.folder / f"checkpoint-{self.step:06d}"
+        if self.team.rank > 0 or self.progress.saved_step == self.step:
+            return folder
+        self.progress.saved_step = self.step
+        state = {
+            "progress": asdict(self.progress),
+            "batches": self.batches.state_dict(),
+            "config": asdict(self.config),
+            "identity": self.identity,
+        }
+        save_checkpoint(folder, self.model, self.tokenizer, self.optimizer, state)
+        return folder
+
+    def load(self, folder: Path, state: dict) -> None:
+        """Take up a checkpoint; ValueError if it belongs to another run."""
+        if differences := find_differences(state["identity"], self.identity):
+            raise ValueError(f"can't go on from {folder}: " + "; ".join(differences))
+        self.model.load_state_dict(Transformer.from_pretrained(folder).state_dict())
+        load_optimizer(self.model, self.optimizer, folder / "optimizer.safetensors")
+        self.batches.load_state_dict(state["batches"])
+        self.progress = Progress(**state["progress"])
+        if self.config.precision != "auto":
+            self.progress.precision = self.config.precision
+
+
+# %%
+def train_step(run: Run) -> None:
+    """One update of the weights: draw, accumulate, clip, check, step.
+
+    The seed of dropout is a function of run, step and rank, so that there is no
+    generator whose state could be lost. FloatingPointError, after saving the weights
+    from before, if loss or gradient is not a number.
+    """
+    start, config, team = time.perf_counter(), run.config, run.team
+    position = run.batches.state_dict()
+    batches, documents = draw(run.batches, config.gradient_accumulation_steps)
+    tokens = int(team.sum(count_labels(batches))[0])
+    seed = np.random.SeedSequence([config.seed, run.step, team.rank])
+    torch.manual_seed(int(seed.generate_state(1)[0]))
+    set_learning_rate(run.optimizer, learning_rate_at(config, run.step))
+    run.model.train()
+    run.optimizer.zero_grad()
+    nats = accumulate(run.forward, batches, tokens, team, run.progress.precision)
+    (total,) = team.sum(math.fsum(nats.tolist()))
+    norm = clip_grad_norm(run.model.parameters(), config.max_grad_norm).item()
+    if not math.isfinite(total + norm):
+        run.batches.load_state_dict(position)
+        reason = describe_failure(nats, norm, documents)
+        name = run.save().name
+        raise FloatingPointError(f"step {run.step + 1}: {reason}; {name} is unharmed")
+    run.optimizer.step()
+    run.progress.add(total, tokens, norm, time.perf_counter() - start)
+
+
+# %%
+class WatchedRun(Run):
+    """A run that measures itself, writes that down, and tells its callbacks."""
+
+    log: RunLog | None = None  # only the process that writes has one
+
+    def prepare(self, resume: bool) -> None:
+        """Take up the last checkpoint, or start; open the log; wrap the model."""
+        config, team = self.config, self.team
+        found = last_checkpoint(self.folder)
+        if found and not resume:
+            raise ValueError(f"{self.folder} holds a run: choose another output_dir")
+        if found:
+            self.load(*found)
+        if self.progress.precision == "auto":
+            self.progress.precision = choose_precision(self.model, config, team)
+        if team.rank == 0:
+            if found:
+                print(describe_resume(*found, config))
+            remove_leftovers(self.folder)
+            self.log = RunLog(self.folder, self.step if found else -1)
+        self.forward = team.wrap(self.model)
+        if config.torch_compile:
+            self.forward = torch.compile(self.forward)
+
+    def tell(self, event: str, *arguments: object) -> None:
+        """Call the callbacks; what they draw at random does not disturb training."""
+        device = self.team.device
+        if self.team.rank == 0:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                for callback in self.callbacks:
+                    if hasattr(callback, event):
+                        getattr(callback, event)(self, *arguments)
+
+    def measure(self) -> dict:
+        """Log the loss since the last row, and what explains it."""
+        row = self.progress.row()
+        row["learning_rate"] = learning_rate_at(self.config, self.step - 1)
+        row["epoch"] = self.batches.epoch
+        row["memory"] = peak_memory(self.team.device)
+        self.tell("on_log", row)
+        if self.log:
+            self.log.write(row)
+        return row
+
+    def evaluate(self) -> None:
+        """Log the loss on the validation documents."""
+        if self.validation and self.log:
+            found = evaluate(self.model, self.tokenizer, self.validation)
+            row = {f"eval_{name}": value for name, value in found.items()}
+            self.progress.evaluation = row = {"step": self.step, **row}
+            self.tell("on_evaluate", row)
+            self.log.write(row)
+            tqdm.write(describe_evaluation(row))
+
+    def keep(self) -> None:
+        """Save; of all checkpoints, leave the last few and the best."""
+        self.progress.note_best()
+        folder, best = self.save(), self.progress.best
+        if self.log:
+            kept = best and f"checkpoint-{best['step']:06d}"
+            prune_checkpoints(self.folder, self.config.save_total_limit, kept)
+            self.tell("on_save", folder)
+
+
+# %%
+def card_facts(run: Run) -> dict:
+    """What the model card says of a run: the data, the amounts, the results."""
+    data, found = run.dataset, run.progress.evaluation
+    size = f"{len(data)} documents, {int(np.sum(data.lengths))} tokens"
+    facts = {
+        "parameters": run.model.num_parameters(),
+        "training data": f"{size}, hash {run.identity['corpus']}",
+        "tokens seen": run.progress.tokens,
+        "passes over the data": round(run.batches.epoch, 2),
+        "steps": run.step,
+        "seed": run.config.seed,
+        "precision": run.progress.precision,
+        "validation loss (nats per token)": found.get("eval_loss"),
+        "bits per byte": found.get("eval_bits_per_byte"),
+        "lowest possible bits per byte": found.get("eval_floor"),
+        "per cent above it": found.get("eval_above_floor"),
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return {**run.about, **known}
+
+
+def write_final(run: Run) -> None:
+    """Write final/: the model and its tokenizer without the training state; a card."""
+    if run.team.rank == 0:
+        with write_atomic(run.folder / "final") as temporary:
+            temporary.mkdir()
+            run.model.save_pretrained(temporary)
+            run.tokenizer.save_pretrained(temporary)
+            command = describe_command(run.config)
+            write_model_card(temporary, card_facts(run), command=command)
+
+
+def is_due(step: int, every: int, config: TrainingConfig) -> bool:
+    """Whether what is done each so many steps is due; at the end all is."""
+    return step == config.max_steps or (every > 0 and step % every == 0)
+
+
+def show_progress(bar: tqdm, row: dict) -> None:
+    speed = f"{row['tokens_per_second']:,.0f}"
+    bar.set_postfix({"loss": f"{row['loss']:.3f}", "tokens/s": speed})
+
+
+# %%
+class Trainer(WatchedRun):
+    """Train a model, watch it, and never lose more than the steps since the last save.
+
+    `train_dataset` is what `Batches` takes. A callback is an object with any of
+    on_log(trainer, row), on_evaluate(trainer, row) and on_save(trainer, folder); what
+    it adds to `row` is logged. `about`: rows for the model card that only the caller
+    knows, such as where the data comes from.
+    """
+
+    stopping = ""
 
     def train(self, resume: bool = True) -> dict:
         """Train to max_steps, going on from the last checkpoint if there is one.
@@ -585,277 +923,41 @@ class Trainer:
         Ctrl-C, SIGTERM and stop() finish the step, save, and return. Returns the step,
         why it stopped ("" if it did not), and the last evaluation.
         """
-        config, self.stopping = self.config, ""
+        self.stopping = ""
         self.prepare(resume)
-        quiet = {"disable": True} if self.helper else {}  # else TQDM_DISABLE decides
-        bar = tqdm(total=config.max_steps, initial=self.step, **quiet)
+        quiet = {"disable": True} if self.team.rank else {}  # else TQDM_DISABLE decides
+        bar = tqdm(total=self.config.max_steps, initial=self.step, **quiet)
         try:
             with catch_signals(self.stop), bar:
-                if not self.evaluation:
-                    self.evaluate()
-                while self.step < config.max_steps and not self.must_stop():
-                    self.train_step()
-                    bar.update()
-                    self.after_step(bar)
-                if self.stopping:
-                    self.save()
-                elif self.step == config.max_steps:
-                    self.finish()
+                self.loop(bar)
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(self.out_of_memory()) from error
+            raise RuntimeError(describe_memory(self.config)) from error
         finally:
             if self.log:
                 self.log.close()
-        if self.stopping and not self.helper:
-            print(f"stopped by {self.stopping} after step {self.step}, and saved")
-        return {**self.evaluation, "step": self.step, "stopped": self.stopping}
+        result = {"step": self.step, "stopped": self.stopping}
+        return {**self.progress.evaluation, **result}
 
     def stop(self, reason: str = "stop()") -> None:
         """Finish the step, save, and return from train(): for callbacks and signals."""
         self.stopping = reason
 
-    def out_of_memory(self) -> str:
-        """What to change, so that the same training needs half the memory."""
-        rows = self.config.per_device_train_batch_size
-        passes = self.config.gradient_accumulation_steps
-        return (
-            f"out of memory with {rows} rows of {self.config.context_length} tokens. "
-            f"The same training in smaller passes: per_device_train_batch_size="
-            f"{max(1, rows // 2)}, gradient_accumulation_steps={passes * 2}"
-        )
-
-    def must_stop(self) -> bool:
-        return self.team.sum(float(bool(self.stopping)))[0] > 0
-
-    @property
-    def helper(self) -> bool:
-        """Whether another process does the writing."""
-        return self.team.rank > 0
-
-    def prepare(self, resume: bool) -> None:
-        """Load the last checkpoint, or start; open the log; wrap the model."""
-        found = last_checkpoint(self.folder)
-        if found and not resume:
-            raise ValueError(f"{self.folder} holds a run: choose another output_dir")
-        if found:
-            self.load(*found)
-        if self.precision == "auto":
-            self.precision = self.probe_precision()
-        if not self.helper:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in [*self.folder.glob(".tmp-*"), *self.folder.glob(".old-*")]:
-                remove(left)  # of a process that was killed while it wrote
-            self.log = RunLog(self.folder, self.step if found else -1)
-        self.forward = self.team.wrap(self.model)
-        if self.config.torch_compile:
-            self.forward = torch.compile(self.forward)
-
-    def probe_precision(self) -> str:
+    def loop(self, bar: tqdm) -> None:
+        """Steps, and what is due after each, until the end or until told to stop."""
         config = self.config
-        rows, context = config.per_device_train_batch_size, config.context_length
-        chosen = fastest_precision(self.model, rows=rows, context=context)
-        mine = 0 if self.helper else PRECISIONS.index(chosen)
-        return PRECISIONS[int(self.team.sum(mine)[0])]
-
-    def train_step(self) -> None:
-        """One update: all passes of the step, weighted by their share of its tokens."""
-        start, config, team = time.perf_counter(), self.config, self.team
-        position, passes, documents = self.batches.state_dict(), [], []
-        for _ in range(config.gradient_accumulation_steps):
-            passes.append(next(self.batches))
-            documents.append(self.batches.documents)
-        labelled = sum(int((batch["labels"] != -100).sum()) for batch in passes)
-        tokens = int(team.sum(labelled)[0])
-        seed = np.random.SeedSequence([config.seed, self.step, team.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout
-        set_learning_rate(self.optimizer, config.rate(self.step))
-        self.optimizer.zero_grad()
-        self.model.train()
-        nats = []
-        for number, batch in enumerate(passes, 1):
-            batch = {k: to_device(v, team.device) for k, v in batch.items()}
-            with self.gradients_shared(number == len(passes)):
-                with autocast(team.device, self.precision):
-                    each = batch_nats(self.forward, batch)
-                    (each.sum() * (team.world_size / tokens)).backward()
-            nats.append(each.detach())
-        (total,) = team.sum(math.fsum(torch.cat(nats).tolist()))
-        norm = clip_grad_norm(self.model.parameters(), config.max_grad_norm).item()
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self.batches.load_state_dict(position)
-            self.give_up(torch.cat(nats), sum(documents, []), total / tokens, norm)
-        self.optimizer.step()
-        self.step, self.tokens, self.grad_norm = (
-            self.step + 1,
-            self.tokens + tokens,
-            norm,
-        )
-        spent = time.perf_counter() - start
-        for name, value in zip(self.since_log, (total, tokens, spent), strict=True):
-            self.since_log[name] += value
-
-    def gradients_shared(self, last: bool):
-        """DDP averages gradients only after the last pass of a step."""
-        wait = self.team.world_size > 1 and not last
-        return self.forward.no_sync() if wait else nullcontext()
-
-    def give_up(
-        self, nats: torch.Tensor, documents: list, loss: float, norm: float
-    ) -> None:
-        """The numbers are broken: save the weights from before, and name the batch."""
-        bad = [
-            row for row, value in enumerate(nats.tolist()) if not math.isfinite(value)
-        ]
-        rows = [documents[row] for row in bad or range(len(documents))]
-        folder = self.save()
-        raise FloatingPointError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}; {len(bad)} of "
-            f"{len(documents)} rows are not finite. Their documents: "
-            f"{sorted(sum(rows, []))}. Weights from before this step: {folder.name}"
-        )
-
-    def after_step(self, bar: tqdm) -> None:
-        config, last = self.config, self.step == self.config.max_steps
-        if self.step % config.logging_steps == 0 or last:
-            self.log_row(bar)
-        if last or (config.eval_steps and self.step % config.eval_steps == 0):
+        if not self.progress.evaluation:
             self.evaluate()
-        if last or (config.save_steps and self.step % config.save_steps == 0):
-            self.save()
-
-    def log_row(self, bar: tqdm) -> None:
-        since = self.since_log
-        row = {
-            "step": self.step,
-            "loss": since["nats"] / since["tokens"],
-            "learning_rate": self.config.rate(self.step - 1),
-            "grad_norm": self.grad_norm,
-            "epoch": self.batches.epoch,
-            "tokens": self.tokens,
-            "tokens_per_second": since["tokens"] / since["seconds"],
-            "memory": peak_memory(self.team.device),
-        }
-        self.since_log = dict.fromkeys(since, 0)
-        speed = f"{row['tokens_per_second']:,.0f}"
-        bar.set_postfix({"loss": f"{row['loss']:.3f}", "tokens/s": speed})
-        self.tell("on_log", row)
-        if self.log:
-            self.log.write(row)
-
-    def evaluate(self) -> None:
-        if self.validation is None or self.helper:
-            return
-        found = evaluate(self.model, self.tokenizer, self.validation)
-        named = {f"eval_{name}": value for name, value in found.items()}
-        self.evaluation = {"step": self.step, **named}
-        self.tell("on_evaluate", self.evaluation)
-        self.log.write(self.evaluation)
-        tqdm.write(describe_evaluation(self.evaluation))
-
-    def tell(self, event: str, *arguments: object) -> None:
-        """Call the callbacks; what they draw at random does not disturb training."""
-        if not self.helper:
-            gpu = self.team.device.type == "cuda"
-            with torch.random.fork_rng([self.team.device] if gpu else []):
-                for callback in self.callbacks:
-                    if hasattr(callback, event):
-                        getattr(callback, event)(self, *arguments)
-
-    def state_dict(self) -> dict:
-        """All that is not a tensor. The schedule is a function of the step."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "batches": self.batches.state_dict(),
-            "since_log": self.since_log,
-            "best": self.best,
-            "evaluation": self.evaluation,
-            "precision": self.precision,
-            "config": asdict(self.config),
-            "identity": self.identity(),
-        }
-
-    def identity(self) -> dict:
-        order = {
-            name: getattr(self.config, name) for name in ("context_length", "seed")
-        }
-        return identify(self.model, self.tokenizer, self.dataset, **order)
-
-    def load(self, folder: Path, state: dict) -> None:
-        """Take up a checkpoint, unless it belongs to another run."""
-        now = self.identity()
-        if differences := find_differences(state["identity"], now):
-            raise ValueError(f"can't go on from {folder}: " + "; ".join(differences))
-        if not self.helper:
-            print(f"going on from {folder.name}")
-            for line in find_differences(state["config"], asdict(self.config)):
-                print(f"  setting changed: {line}")
-        weights = Transformer.from_pretrained(folder).state_dict()
-        self.model.load_state_dict(weights)
-        load_optimizer(self.model, self.optimizer, folder / "optimizer.safetensors")
-        self.batches.load_state_dict(state["batches"])
-        for name in ("step", "tokens", "since_log", "best", "evaluation"):
-            setattr(self, name, state[name])
-        self.saved_step = self.step
-        if self.precision == "auto":
-            self.precision = state["precision"]
-
-    def save(self) -> Path:
-        """Write checkpoint-STEP; keep the last few and the best."""
-        folder = self.folder / f"checkpoint-{self.step:06d}"
-        if self.helper or self.saved_step == self.step:
-            return folder
-        if self.evaluation.get("step") == self.step:
-            loss = self.evaluation["eval_loss"]
-            if self.best is None or loss < self.best["eval_loss"]:
-                self.best = {"step": self.step, "eval_loss": loss}
-        parts = (self.model, self.tokenizer, self.optimizer)
-        save_checkpoint(folder, *parts, self.state_dict())
-        self.saved_step = self.step
-        best = self.best and f"checkpoint-{self.best['step']:06d}"
-        for path in list_checkpoints(self.folder)[: -self.config.save_total_limit]:
-            if path.name != best:
-                remove(path)
-        self.tell("on_save", folder)
-        return folder
-
-    def finish(self) -> None:
-        """Write final/: the model alone, with its card."""
-        if self.helper:
-            return
-        with write_atomic(self.folder / "final") as temporary:
-            temporary.mkdir()
-            self.model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
-            write_model_card(temporary, self.facts(), command=self.command())
-
-    def facts(self) -> dict:
-        """What the model card says of this run: the data, the amounts, the results."""
-        data, found = self.dataset, self.evaluation
-        tokens = f"{len(data)} documents, {int(np.sum(data.lengths))} tokens"
-        facts = {
-            **self.about,
-            "parameters": self.model.num_parameters(),
-            "training data": f"{tokens}, hash {fingerprint_data(data)}",
-            "tokens seen": self.tokens,
-            "passes over the data": round(self.batches.epoch, 2),
-            "steps": self.step,
-            "seed": self.config.seed,
-            "precision": self.precision,
-            "validation loss (nats per token)": found.get("eval_loss"),
-            "bits per byte": found.get("eval_bits_per_byte"),
-            "lowest possible bits per byte": found.get("eval_floor"),
-            "per cent above it": found.get("eval_above_floor"),
-        }
-        return {name: value for name, value in facts.items() if value is not None}
-
-    def command(self) -> str:
-        """The command line that repeats this run's settings."""
-        here = ("output_dir", "device")
-        changed = [
-            f"--{field.name} {getattr(self.config, field.name)}"
-            for field in fields(self.config)
-            if field.name not in here
-            and getattr(self.config, field.name) != field.default
-        ]
-        return " ".join(["minillm pretrain", *changed])
+        while self.step < config.max_steps:
+            if self.team.sum(bool(self.stopping))[0]:
+                self.keep()
+                tqdm.write(f"stopped by {self.stopping} after step {self.step}; saved")
+                return
+            train_step(self)
+            bar.update()
+            if is_due(self.step, config.logging_steps, config):
+                show_progress(bar, self.measure())
+            if is_due(self.step, config.eval_steps, config):
+                self.evaluate()
+            if is_due(self.step, config.save_steps, config):
+                self.keep()
+        write_final(self)

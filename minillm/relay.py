@@ -15,6 +15,8 @@ __all__ = [
     "read_checkpoint",
     "list_checkpoints",
     "last_checkpoint",
+    "prune_checkpoints",
+    "remove_leftovers",
     "catch_signals",
 ]
 
@@ -33,7 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minillm.data import write_atomic
+from minillm.data import remove, write_atomic
 
 
 # %%
@@ -158,6 +160,23 @@ def last_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:
     if found:
         raise ValueError(f"none of the {len(found)} checkpoints is whole")
     return None
+
+
+# %%
+def prune_checkpoints(folder: str | Path, limit: int, best: str | None) -> None:
+    """Delete all but the last `limit` checkpoints and the one named `best`."""
+    for path in list_checkpoints(folder)[:-limit]:
+        if path.name != best:
+            aside = path.with_name(f".old-{path.name}")  # never half a checkpoint
+            remove(aside)
+            remove(path.rename(aside))
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete what a process left that was killed while it wrote or deleted."""
+    folder = Path(folder)
+    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
+        remove(path)
 
 
 # %%
