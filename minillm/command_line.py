@@ -8,6 +8,7 @@ __all__ = [
     "Finding",
     "COMMANDS",
     "DEFAULTS",
+    "HELP",
     "MENDS",
     "find_object",
     "need",
@@ -27,8 +28,10 @@ __all__ = [
     "open_model",
     "Checker",
     "pretrain",
+    "check_device",
     "open_validation",
     "finish",
+    "Judge",
     "sft",
     "generate_text",
     "chat",
@@ -44,6 +47,7 @@ __all__ = [
     "make_parser",
     "split_command",
     "commands_of",
+    "check_settings_file",
     "run_command",
     "overview",
     "explain",
@@ -54,6 +58,7 @@ __all__ = [
 
 # %%
 import errno
+import json
 import os
 import platform
 import shutil
@@ -102,7 +107,9 @@ def naming(path: str | Path, mend: str) -> Iterator[None]:
     """Errors about what is read from `path` name it, and say what to do."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:
+        if not (is_expected(error) or isinstance(error, KeyError | TypeError)):
+            raise
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         where = "" if str(path) in reason else f"{path}: "
         raise ValueError(f"{where}{reason}; {mend}") from error
@@ -289,8 +296,6 @@ def tokenize(data: str, column: str, tokenizer, path: Path) -> Path:
 
     Of several processes the first one makes it, and the others wait for it.
     """
-    import json
-
     from minillm.tokenizer import write_tokens
 
     if data.endswith(".npy"):
@@ -410,13 +415,22 @@ def pretrain(
     held_out = validation or (beside if beside.exists() else None)
     judges = [Checker(checker)] if checker else []
     torch.manual_seed(config.seed)
-    model, tokens = Transformer(shape), TokenFile(path, words)
+    with naming(path, "name a file that `minillm pretrain` or write_tokens made"):
+        tokens = TokenFile(path, words)
+    check_device(config.device)
+    model = Transformer(shape)
     about = {"data": data, "preset": preset}
     run = Trainer(
         model, words, config, tokens, open_validation(held_out), judges, about
     )
     say(f"{model.num_parameters():,} parameters, {len(tokens):,} documents")
     return finish(run, "minillm sft")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not find here."""
+    if name.split(":")[0] not in ("auto", *devices()):
+        raise ValueError(f"device={name!r} is not here; there are auto, {devices()}")
 
 
 def open_validation(path: Path | None):
@@ -441,16 +455,46 @@ def finish(run, following: str) -> int:
 
 
 # %%
+class Judge:
+    """A callback: asks held-out questions and has a function judge the replies."""
+
+    def __init__(self, name: str, path: Path, limit: int = 200):
+        from minillm.sft import read_conversations
+
+        rows = list(read_conversations(need(path, "minillm data make")))
+        self.judge, self.rows = find_object(name), rows[:: -(-len(rows) // limit)]
+
+    def on_save(self, trainer, folder: Path) -> None:
+        if trainer.step == trainer.config.max_steps:
+            self.ask(trainer, "after")
+
+    def ask(self, trainer, when: str) -> None:
+        from minillm.sft import ChatTemplate, answer, grade
+
+        model, words = trainer.model.eval(), trainer.tokenizer
+        encode, room = ChatTemplate(words).encode, model.config.max_position_embeddings
+        rows = [r for r in self.rows if len(encode(r["conversations"])[0]) <= room]
+        with warnings.catch_warnings(action="ignore"):  # of replies that do not end
+            replies = answer(model, words, rows)
+        table = grade(rows, replies, self.judge)
+        say(f"\nanswers judged right {when} training:")
+        say("\n".join(f"  {kind:16} {a} of {b}" for kind, (a, b) in table.items()))
+
+
+# %%
 def sft(
     config,
     model: Path = Path("runs/pretrain/final"),
     data: str = "runs/data/sft_train.jsonl",
+    judge: str | None = None,
 ):
     """Teach a trained model to answer: fine-tune it on conversations.
 
     Args:
         model: folder of the model to start from
         data: JSONL of conversations
+        judge: module:function that judges replies to the sft_test.jsonl beside the
+            data, before and after, such as littleworld:judge
     """
     from minillm.pretraining import Trainer
     from minillm.sft import CHATML, SFTDataset, read_conversations
@@ -460,8 +504,14 @@ def sft(
     rows = read_conversations(data_source(data))
     talks = SFTDataset(rows, words, config.context_length)
     say(str(talks))
+    check_device(config.device)
     about = {"data": data, "from": str(model)}
-    return finish(Trainer(base, words, config, talks, about=about), "minillm chat")
+    run = Trainer(base, words, config, talks, about=about)
+    if judge:
+        held_out = Path(data).with_name("sft_test.jsonl")
+        run.callbacks.append(Judge(judge, held_out))
+        run.callbacks[-1].ask(run, "before")
+    return finish(run, "minillm chat")
 
 
 # %%
@@ -733,10 +783,18 @@ def commands_of(group: str) -> list[str]:
     return [name for name in COMMANDS if name.split()[0] == group]
 
 
+def check_settings_file(path: str, name: str) -> None:
+    """A file for --config must be there, and hold one JSON object."""
+    command = f"minillm {name} --print_config"
+    with naming(need(path, command), f"write it as `{command}` prints it"):
+        if not isinstance(json.loads(Path(path).read_text(encoding="utf-8")), dict):
+            raise ValueError("not a JSON object")
+
+
 def run_command(name: str, options: list[str]) -> int:
     """Parse the options of a command and call its function."""
     if "--config" in options[:-1]:
-        need(options[options.index("--config") + 1], f"minillm {name} --print_config")
+        check_settings_file(options[options.index("--config") + 1], name)
     function, config = COMMANDS[name]
     values = make_parser(name).parse_args(options).as_dict()
     values.pop("config")
@@ -750,6 +808,9 @@ def run_command(name: str, options: list[str]) -> int:
 
 
 # %%
+HELP = ("-h", "--help", "help")
+
+
 def overview(names: Iterable[str]) -> str:
     """What `minillm --help` prints: a line for each command."""
     lines = [
@@ -797,11 +858,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     developer = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    if not arguments or arguments[-1] in ("-h", "--help", "help"):
-        names = commands_of(arguments[0]) if len(arguments) == 2 else COMMANDS
-        if len(arguments) < 2 or (names and arguments[0] not in COMMANDS):
-            print(overview(names))
-            return 0
+    if not arguments or arguments[0] in HELP:
+        print(overview(COMMANDS))
+        return 0
+    if " ".join(arguments[1:]) in HELP and arguments[0] not in COMMANDS:
+        print(overview(commands_of(arguments[0]) or COMMANDS))
+        return 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning

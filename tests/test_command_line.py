@@ -1,0 +1,545 @@
+"""The command line: the whole chain, the options, and every kind of bad input."""
+
+import contextlib
+import errno
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from minillm import command_line
+from minillm.command_line import COMMANDS, main
+from minillm.data import read_jsonl
+
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 96,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+TRAIN = "--preset shape.json --context_length 96 --per_device_train_batch_size 2"
+FAST = "--precision float32 --device cpu --warmup_steps 2"
+
+
+def run(line, stdin="", folder=None):
+    """(exit code, stdout, stderr) of one command, called in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    arguments = line if isinstance(line, list) else line.split()
+    before, sys.stdin = sys.stdin, io.StringIO(stdin)
+    try:
+        with contextlib.chdir(folder or "."), contextlib.redirect_stdout(out):
+            with contextlib.redirect_stderr(err):
+                code = main(arguments)
+    finally:
+        sys.stdin = before
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which every stage has run, on tiny settings; and what each said."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "shape.json").write_text(json.dumps(SHAPE))
+    said = {}
+    for line in [
+        "data make --documents 300 --conversations 40",
+        "tokenizer train --vocab_size 300",
+        f"pretrain --max_steps 20 {TRAIN} {FAST}",
+        f"sft --max_steps 5 --context_length 96 {FAST}",
+    ]:
+        code, out, err = run(line, folder=folder)
+        assert code == 0, (line, err)
+        said[line.split()[0]] = out
+    return folder, said
+
+
+def test_the_chain_leaves_what_the_contract_names(chain):
+    folder, said = chain
+    for name in [
+        "data/train.jsonl", "data/validation.jsonl", "data/sft_train.jsonl",
+        "data/sft_test.jsonl", "tokenizer/tokenizer.json",
+        "pretrain/final/model.safetensors", "pretrain/final/README.md",
+        "pretrain/checkpoint-000020/trainer_state.json", "pretrain/metrics.jsonl",
+        "sft/final/model.safetensors", "sft/final/tokenizer_config.json",
+    ]:  # fmt: skip
+        assert (folder / "runs" / name).exists(), name
+    following = {"data": "tokenizer", "tokenizer": "pretrain", "pretrain": "sft"}
+    for stage, name in (following | {"sft": "chat"}).items():
+        assert f"next: minillm {name}" in said[stage]
+
+
+def test_the_loss_fell_and_validation_was_measured(chain):
+    rows = list(read_jsonl(chain[0] / "runs/pretrain/metrics.jsonl"))
+    measured = [row["eval_bits_per_byte"] for row in rows if "eval_loss" in row]
+    assert measured[-1] < measured[0]
+    assert rows[-1]["eval_floor"] > 0
+
+
+def test_generate_goes_on_with_a_prompt(chain):
+    line = [
+        "generate",
+        "--prompt",
+        "Once upon",
+        "--max_new_tokens",
+        "5",
+        "--count",
+        "2",
+    ]
+    code, out, _ = run([*line, "--seed", "1"], folder=chain[0])
+    assert code == 0 and out.count("Once upon") == 2
+    assert "runs/pretrain/final" in out
+    again = run([*line, "--seed", "1"], folder=chain[0])[1]
+    assert again == out
+
+
+def test_chat_answers_each_line_that_is_piped_in(chain):
+    code, out, _ = run("chat --seed 1", "Hello!\n\n/reset\nHi\n/quit\nno", chain[0])
+    assert code == 0
+    assert "runs/sft/final" in out.splitlines()[0]
+
+
+def test_a_long_message_is_told_and_the_chat_goes_on(chain):
+    code, out, err = run("chat", "word " * 400 + "\nHello\n", chain[0])
+    assert code == 0
+    assert "too long" in out and "context is 96" in out
+
+
+def test_chat_falls_back_to_the_shipped_model_and_says_so(chain, tmp_path):
+    shipped = tmp_path / "checkpoints/littleworld-chat"
+    shutil.copytree(chain[0] / "runs/sft/final", shipped)
+    code, out, _ = run("chat", "Hello\n", tmp_path)
+    assert code == 0
+    assert "checkpoints/littleworld-chat" in out.splitlines()[0]
+
+
+def test_running_again_does_nothing_twice(chain):
+    folder, _ = chain
+    tokens = folder / "runs/pretrain/tokens.npy"
+    before = tokens.stat().st_mtime_ns
+    code, out, _ = run(f"pretrain --max_steps 20 {TRAIN} {FAST}", folder=folder)
+    assert code == 0 and "going on from checkpoint-000020" in out
+    assert tokens.stat().st_mtime_ns == before
+    rows = list(read_jsonl(folder / "runs/pretrain/metrics.jsonl"))
+    steps = [row["step"] for row in rows if "tokens_per_second" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_new_data_makes_new_tokens(chain, tmp_path):
+    folder = shutil.copytree(chain[0], tmp_path / "copy")
+    data = folder / "runs/data/train.jsonl"
+    data.write_text(data.read_text()[: data.stat().st_size // 2].rpartition("\n")[0])
+    line = f"pretrain --max_steps 1 --output_dir runs/other {TRAIN} {FAST}"
+    assert run(line, folder=folder)[0] == 0
+    before = (folder / "runs/pretrain/tokens.npy").stat().st_size
+    assert (folder / "runs/other/tokens.npy").stat().st_size < 0.6 * before
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(chain, tmp_path):
+    """SIGINT to this process while it trains; then the same command again."""
+    line = f"pretrain --max_steps 3000 --output_dir {tmp_path}/run {TRAIN} {FAST}"
+    log = tmp_path / "run/metrics.jsonl"
+
+    def interrupt():
+        for _ in range(300):
+            time.sleep(0.05)
+            if log.exists() and log.read_text().count("\n") > 2:
+                break
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    code, out, _ = run(line, folder=chain[0])
+    thread.join()
+    assert code == 130
+    assert "the same command goes on" in out
+    stopped = int(next((tmp_path / "run").glob("checkpoint-*")).name[-6:])
+    assert 0 < stopped < 3000
+    line = line.replace("3000", str(stopped + 3))
+    code, out, _ = run(line, folder=chain[0])
+    assert code == 0 and f"going on from checkpoint-{stopped:06d}" in out
+    assert (tmp_path / "run/final/model.safetensors").exists()
+
+
+def test_a_checker_is_called_by_its_dotted_name(chain, tmp_path, monkeypatch):
+    (tmp_path / "mychecker.py").write_text(
+        "def fine(text):\n    return len(text) > 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"pretrain --max_steps 1 --output_dir {tmp_path}/run {TRAIN} {FAST}"
+    code, out, _ = run(f"{line} --checker mychecker:fine", folder=chain[0])
+    assert code == 0 and "20 texts are right" in out
+
+
+def test_answers_are_judged_before_and_after(chain, tmp_path):
+    line = f"sft --max_steps 1 --context_length 96 --output_dir {tmp_path}/run {FAST}"
+    code, out, err = run(f"{line} --judge littleworld:judge", folder=chain[0])
+    assert code == 0, err
+    for when in ("before", "after"):
+        assert f"answers judged right {when} training:" in out
+    assert out.count("  all ") == 2
+
+
+def test_any_folder_can_be_trained_on(chain, tmp_path):
+    """A reader's own .txt file, with no Little World anywhere."""
+    (tmp_path / "notes").mkdir()
+    text = "The rain in the lane ran down the drain again. " * 40
+    (tmp_path / "notes/a.txt").write_text(text)
+    (tmp_path / "notes/b.txt").write_text(text[::-1])
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    for line in [
+        "tokenizer train --data notes --vocab_size 280",
+        f"pretrain --data notes --max_steps 2 {TRAIN} {FAST}",
+        "generate --prompt The --max_new_tokens 3",
+    ]:
+        code, _, err = run(line, folder=tmp_path)
+        assert code == 0, err
+
+
+# ------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with contextlib.suppress(SystemExit):
+        main([*name.split(), "--help"])
+    out = capsys.readouterr().out
+    assert f"usage: minillm {name}" in out
+    undocumented = [
+        line
+        for line in out.replace("\n                        ", " ").splitlines()
+        if line.startswith("  --") and line.split(maxsplit=2)[-1].startswith("(type")
+    ]
+    assert not undocumented
+
+
+def test_the_overview_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys, minillm.command_line as c; c.main(['--help']); "
+        "sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+def test_a_config_file_and_an_option_that_overrides_it(tmp_path):
+    settings = {"max_steps": 7, "learning_rate": 0.5, "preset": "myllm-176m"}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    parser = command_line.make_parser("pretrain")
+    line = f"--config {tmp_path}/run.json --max_steps 9"
+    values = parser.parse_args(line.split())
+    found = values.max_steps, values.learning_rate, values.preset
+    assert found == (9, 0.5, "myllm-176m")
+
+
+def test_inspect_and_convert(tmp_path):
+    (tmp_path / "x.csv").write_text("story\nOne fish.\nTwo fish.\nOne fish.\n")
+    code, out, _ = run("data inspect x.csv --column story --other x.csv", "", tmp_path)
+    assert code == 0
+    assert "documents        3" in out and "duplicates       1" in out
+    assert "3 texts of x.csv" in out and "  Two fish." in out
+    line = "data convert x.csv y.jsonl.gz --column story --distinct true"
+    assert run(line, folder=tmp_path)[0] == 0
+    rows = list(read_jsonl(tmp_path / "y.jsonl.gz"))
+    assert rows == [{"text": "One fish."}, {"text": "Two fish."}]
+
+
+def test_doctor_finds_this_machine_well(monkeypatch):
+    speed = [(True, "measured", "")]
+    monkeypatch.setattr(command_line, "check_speed", lambda: speed)
+    code, out, _ = run("doctor")
+    assert code == 0, out
+    assert "cpu: attention differs from float64 by" in out
+    assert out.rstrip().endswith("all is well")
+
+
+def test_doctor_names_a_wrong_device_and_a_mend(monkeypatch):
+    monkeypatch.setattr(command_line, "check_speed", lambda: [])
+    honest = command_line.small_computation
+
+    def broken(device, dtype):
+        values = honest(device, dtype)
+        if str(dtype) == "torch.float32":
+            values["attention"] = values["attention"] * 1.01
+        return values
+
+    monkeypatch.setattr(command_line, "small_computation", broken)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "MEND  cpu: attention differs from float64 by 1e-02" in out
+    assert "1 to mend" in out
+
+
+# ---------------------------------------------------------------- bad input
+
+MODEL = "runs/pretrain/final"
+BROKEN = {
+    # name: (how to break a copy of the chain's folder, command, what the line says)
+    "no command": (None, "trane", ["no command 'trane'", "pretrain", "doctor"]),
+    "half a command": (None, "data", ["no command 'data'", "data make"]),
+    "unknown option": (None, "pretrain --max_step_s 3", ["--max_step_s"]),
+    "wrong type": (None, "pretrain --max_steps many", ["max_steps", "int", "many"]),
+    "out of range": (None, "pretrain --max_steps 0", ["max_steps=0", "at least 1"]),
+    "no such preset": (None, "pretrain --preset huge", ["'huge'", "tiny", "myllm"]),
+    "no such generator": (None, "data make --generator no:way", ["'no:way'"]),
+    "no function in it": (None, "data make --generator json:way", ["'json:way'"]),
+    "nothing asked for": (None, "data make --documents 0", ["documents=0"]),
+    "no such dial": (None, "data make --dial vast", ["vast", "small"]),
+    "config missing": (None, "pretrain --config no.json", ["no.json", "no such file"]),
+    "config not JSON": (
+        lambda f: (f / "bad.json").write_text("{max_steps: "),
+        "pretrain --config bad.json",
+        ["bad.json"],
+    ),
+    "data missing": (
+        lambda f: (f / "runs/data/train.jsonl").unlink(),
+        "tokenizer train",
+        ["runs/data/train.jsonl", "minillm data make"],
+    ),
+    "own data missing": (None, "tokenizer train --data my.txt", ["my.txt", "no such"]),
+    "data empty": (
+        lambda f: (f / "empty.jsonl").write_bytes(b""),
+        "pretrain --data empty.jsonl --output_dir runs/new",
+        ["empty.jsonl", "holds nothing to read"],
+    ),
+    "data truncated": (
+        lambda f: (f / "cut.jsonl").write_text('{"text": "good"}\n{"text": "cu'),
+        "tokenizer train --data cut.jsonl",
+        ["cut.jsonl, line 2", "not JSON"],
+    ),
+    "gzip truncated": (
+        lambda f: (f / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": 1}')[:-5]),
+        "tokenizer train --data c.jsonl.gz",
+        ["c.jsonl.gz", "damaged or cut short"],
+    ),
+    "data not UTF-8": (
+        lambda f: (f / "x.txt").write_bytes(b"caf\xe9"),
+        "pretrain --data x.txt --output_dir runs/new",
+        ["x.txt, line 1", "0xe9", "save the file as UTF-8"],
+    ),
+    "data foreign": (
+        lambda f: (f / "x.docx").write_bytes(b"PK\x03\x04"),
+        "data inspect x.docx",
+        ["x.docx", "unknown format", ".jsonl"],
+    ),
+    "data without text": (
+        None,
+        "tokenizer train --data runs/data/sft_train.jsonl",
+        ["sft_train.jsonl, line 1", "no column 'text'", "conversations"],
+    ),
+    "texts as conversations": (
+        None,
+        "sft --data runs/data/train.jsonl --output_dir runs/new",
+        ["train.jsonl, line 1", "conversations"],
+    ),
+    "public set offline": (None, "data inspect no/set", ["no/set", "network"]),
+    "vocabulary under 256": (
+        None,
+        "tokenizer train --vocab_size 200",
+        ["vocab_size=200", "256"],
+    ),
+    "tokenizer missing": (
+        lambda f: shutil.rmtree(f / "runs/tokenizer"),
+        "pretrain",
+        ["runs/tokenizer", "minillm tokenizer train"],
+    ),
+    "tokenizer truncated": (
+        lambda f: halve(f / "runs/tokenizer/tokenizer.json"),
+        "tokenizer encode hello",
+        ["runs/tokenizer", "minillm tokenizer train"],
+    ),
+    "tokenizer foreign": (
+        lambda f: (f / "runs/tokenizer/tokenizer.json").write_text('{"a": 1}'),
+        "tokenizer inspect",
+        ["runs/tokenizer", "minillm tokenizer train"],
+    ),
+    "another tokenizer": (
+        lambda f: run("tokenizer train --vocab_size 280", folder=f),
+        f"pretrain {TRAIN}",
+        ["tokenizer was", "output_dir"],
+    ),
+    "token file missing": (None, "pretrain --data no.npy", ["no.npy"]),
+    "token file foreign": (
+        lambda f: (f / "bad.npy").write_bytes(b"\x93NUMPY"),
+        "pretrain --data bad.npy --output_dir runs/new",
+        ["bad.npy"],
+    ),
+    "validation missing": (
+        None,
+        "pretrain --validation no.jsonl",
+        ["no.jsonl", "no such file"],
+    ),
+    "validation without text": (
+        None,
+        "pretrain --validation runs/data/sft_test.jsonl",
+        ["sft_test.jsonl", "text"],
+    ),
+    "model missing": (
+        lambda f: shutil.rmtree(f / "runs/pretrain"),
+        "sft",
+        ["runs/pretrain/final", "minillm pretrain"],
+    ),
+    "model truncated": (
+        lambda f: halve(f / MODEL / "model.safetensors"),
+        "generate",
+        [MODEL],
+    ),
+    "model without weights": (
+        lambda f: (f / MODEL / "model.safetensors").unlink(),
+        "generate",
+        [MODEL],
+    ),
+    "model a pickle": (
+        lambda f: (f / MODEL / "model.safetensors").rename(
+            f / MODEL / "pytorch_model.bin"
+        ),
+        "generate",
+        [MODEL],
+    ),
+    "config of another shape": (
+        lambda f: edit(f / MODEL / "config.json", hidden_size=64, head_dim=32),
+        "generate",
+        [MODEL],
+    ),
+    "config misspelt": (
+        lambda f: edit(f / MODEL / "config.json", num_hiden_layers=2),
+        "generate",
+        ["num_hiden_layers"],
+    ),
+    "config truncated": (
+        lambda f: halve(f / MODEL / "config.json"),
+        "generate",
+        [MODEL],
+    ),
+    "config impossible": (
+        lambda f: edit(f / MODEL / "config.json", num_attention_heads=3),
+        "generate",
+        ["3"],
+    ),
+    "tokenizer of another model": (
+        lambda f: run("tokenizer train --vocab_size 310 --output " + MODEL, folder=f),
+        "generate",
+        [MODEL, "310", "300"],
+    ),
+    "prompt too long": (
+        None,
+        ["generate", "--prompt", "word " * 200],
+        ["tokens", "context", "96"],
+    ),
+    "context too long": (
+        None,
+        "sft --context_length 512 --output_dir runs/new",
+        ["context_length=512", "max_position_embeddings=96"],
+    ),
+    "temperature 0": (None, "generate --temperature 0", ["temperature=0"]),
+    "run of another seed": (
+        None,
+        f"pretrain --seed 5 {TRAIN}",
+        ["seed was 0, is 5", "output_dir"],
+    ),
+    "device that is not there": (
+        None,
+        f"pretrain {TRAIN} --device nonsense --output_dir runs/new",
+        ["device='nonsense' is not here", "cpu"],
+    ),
+    "file in the way": (
+        lambda f: (f / "way").write_text(""),
+        "data make --documents 10 --conversations 5 --output way/data",
+        ["way"],
+    ),
+    "checkpoint damaged": (
+        lambda f: halve(f / "runs/pretrain/checkpoint-000020/trainer_state.json"),
+        f"pretrain {TRAIN}",
+        ["runs/pretrain", "output_dir"],
+    ),
+}
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_is_one_line_and_exit_code_2(name, chain, tmp_path):
+    damage, line, parts = BROKEN[name]
+    folder = chain[0]
+    if damage:
+        folder = shutil.copytree(folder, tmp_path / "copy")
+        damage(folder)
+    code, out, err = run(line, folder=folder)
+    assert code == 2, (out, err)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("minillm: ") and len(last) < 500
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in last, (part, last)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    import minillm.data
+
+    (tmp_path / "x.txt").write_text("text")
+
+    @contextlib.contextmanager
+    def full(path, mode="rb"):
+        if mode == "wb":
+            reason = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, reason, str(path))
+        with open(path, mode) as file:
+            yield file
+
+    monkeypatch.setattr(minillm.data, "open_bytes", full)
+    code, _, err = run("data convert x.txt y.jsonl", folder=tmp_path)
+    assert code == 2 and "free some space" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.txt"]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_read_only_folder_is_told(chain, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    line = f"data convert {chain[0]}/runs/data/train.jsonl locked/y.jsonl"
+    code, _, err = run(line, folder=tmp_path)
+    assert code == 2 and "permissions" in err and "locked" in err
+
+
+def test_faults_of_the_program_keep_their_traceback(monkeypatch):
+    def fault(*_):
+        raise AssertionError("a bug of ours")
+
+    monkeypatch.setattr(command_line, "run_command", fault)
+    with pytest.raises(AssertionError):
+        main(["doctor"])
+
+
+def test_the_traceback_flag_shows_where_an_error_arose(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("data inspect no.txt --traceback", folder=tmp_path)
+
+
+def test_the_console_script_and_a_reader_that_leaves(chain):
+    script = Path(sys.executable).with_name("minillm")
+    line = f"{script} data inspect runs/data/train.jsonl | head -1"
+    done = subprocess.run(
+        line, shell=True, cwd=chain[0], capture_output=True, text=True
+    )
+    assert done.stdout.startswith("documents") and not done.stderr
