@@ -2,6 +2,17 @@
 
 from littleworld.conversations import judge
 from littleworld.corpus import write_corpus
+from littleworld.excess import excess, explain
 from littleworld.world import Document, Verdict, World, check, score
 
-__all__ = ["Document", "Verdict", "World", "check", "judge", "score", "write_corpus"]
+__all__ = [
+    "Document",
+    "Verdict",
+    "World",
+    "check",
+    "excess",
+    "explain",
+    "judge",
+    "score",
+    "write_corpus",
+]

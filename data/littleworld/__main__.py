@@ -87,6 +87,8 @@ def run_check(args):
     elif verdict.grammatical:
         for slot, wanted, got, position in verdict.faults:
             print(f"inconsistent at {position}: {slot} is {got!r}, wanted {wanted!r}")
+    elif verdict.reached == len(text):
+        print(f"ungrammatical: it breaks off after {len(text)} characters")
     else:
         position = verdict.reached
         print(f"ungrammatical from {position}: {text[position:][:30]!r}")

@@ -25,7 +25,6 @@ class and notes a fault: so a wrong name is told apart from broken grammar.
 
 import heapq
 import math
-import os
 import re
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ class Item:
 
     def knows(self, form):
         """Does the lexicon say this of the item?"""
-        return ("en", form) in self.forms
+        return any(known == form for _, known in self.forms)
 
     def __repr__(self):
         return f"<{self.cls}: {self.forms['en', 'word']}>"
@@ -133,7 +132,8 @@ def parse_template(text):
         elif slot := match["fixed"]:
             parts.append(Part("fixed", slot, "", full_form(match["fixed_form"])))
         else:
-            parts.append(Part("free", words=tuple(match["free"].split("|"))))
+            words = sorted(match["free"].split("|"), key=len, reverse=True)
+            parts.append(Part("free", words=tuple(words)))
     if end < len(text):
         parts.append(Part("text", text[end:]))
     for part in parts:
@@ -307,14 +307,15 @@ class Ended(Exception):
     """An open-ended reader has used up its text."""
 
 
-class Match(NamedTuple):
-    """A template found in the text: where it ends and what it settles."""
+class Match:
+    """A template as far as it has been found in the text, and what it settles."""
 
-    position: int
-    state: dict
-    steps: list
-    faults: list
-    ended: bool = False
+    def __init__(self, position, state):
+        self.position, self.state = position, state
+        self.steps, self.faults, self.ended = [], [], False
+
+    def note(self, label, bits, length, first=True):
+        self.steps.append(Step(self.position, length, label, bits, first))
 
 
 SILENT = -1  # the index of "say nothing" among the options of a sentence
@@ -332,7 +333,7 @@ class Reader(Teller):
         self.text, self.path = text, path
         self.lenient, self.open_end = lenient, open_end
         self.taken, self.others, self.faults = [], [], []
-        self.reached, self.slots = 0, 0
+        self.slots = 0
 
     def branch(self, candidates):
         """Take the candidate (faults, index) that the path names, or else the best."""
@@ -404,117 +405,118 @@ class Reader(Teller):
         self.slots += sum(not step.first for step in match.steps)
         self.join = SPACE[self.language]
 
-    def starts(self, piece, position):
-        """Does the text go on with this piece? If not, note how far it went."""
-        if self.text.startswith(piece, position):
+    def match(self, template):
+        """The template at this position as a Match, or None.
+
+        Words of a class never begin one another (the World sees to that), so there is
+        at most one way in which a template fits.
+        """
+        found = Match(self.position, self.state)
+        for part in (Part("text", self.join), *template[self.language]):
+            if not getattr(self, f"match_{part.role}")(part, found):
+                return None
+            if found.ended:
+                break
+        return found
+
+    def match_text(self, part, found):
+        return self.take(part.text, found)
+
+    def match_fixed(self, part, found):
+        item = found.state[part.text]
+        word = wanted = item.form(self.language, part.form)
+        label = label_of(item.cls, part.form)
+        if self.lenient:
+            if self.open_end and self.may_end(item.cls, part.form, found):
+                return True
+            word = self.word_here(item.cls, part.form, found.position)
+            if word is None:
+                return False
+            if word != wanted:
+                found.faults.append(Fault(label, wanted, word, found.position))
+        found.note(label, 0.0, len(word), first=False)
+        return self.take(word, found)
+
+    def match_free(self, part, found):
+        if self.ends_in("word", part.words, found):
             return True
-        rest = self.text[position : position + len(piece)]
-        common = len(os.path.commonprefix((piece, rest)))
-        self.reached = max(self.reached, position + common)
+        for word in part.words:
+            if self.text.startswith(word, found.position):
+                found.note("word", math.log2(len(part.words)), len(word))
+                return self.take(word, found)
         return False
 
-    def ends_within(self, piece, position):
-        """For an open end: is what is left of the text the beginning of this piece?"""
-        left = len(self.text) - position
-        return (
-            self.open_end
-            and left <= len(piece)
-            and piece.startswith(self.text[position:])
-        )
-
-    def match(self, template):
-        """The template at this position as a Match, or None."""
-        language, state = self.language, self.state
-        position, steps, faults = self.position, [], []
-        for part in (Part("text", self.join), *template[language]):
-            if part.role == "text":
-                piece, word = part.text, part.text
-            elif part.role == "fixed":
-                item = state[part.text]
-                piece = item.form(language, part.form)
-                word, label = piece, label_of(item.cls, part.form)
-                if self.lenient:
-                    word = self.word_here(item.cls, part.form, position)
-                    if word is None:
-                        return None
-                    if word != piece:
-                        faults.append(Fault(label, piece, word, position))
-                steps.append(Step(position, len(word), label, 0.0, False))
-            elif part.role == "free":
-                if self.open_end:
-                    fit = [w for w in part.words if self.ends_within(w, position)]
-                    if fit:
-                        bits = math.log2(len(part.words) / len(fit))
-                        steps.append(Step(position, 0, "word", bits, True))
-                        return Match(position, state, steps, faults, True)
-                fit = [w for w in part.words if self.starts(w, position)]
-                if not fit:
-                    return None
-                word = max(fit, key=len)
-                bits = math.log2(len(part.words))
-                steps.append(Step(position, len(word), "word", bits, True))
-                position += len(word)
-                continue
-            else:
-                pool = self.pool(part.text, part.cls, state)
-                if self.open_end:
-                    forms = [item.form(language, part.form) for item in pool]
-                    fit = sum(self.ends_within(form, position) for form in forms)
-                    if fit:
-                        bits = math.log2(len(pool) / fit)
-                        steps.append(Step(position, 0, part.cls, bits, True))
-                        return Match(position, state, steps, faults, True)
-                word = self.word_here(part.cls, part.form, position)
-                if word is None:
-                    return None
-                item = self.world.find(part.cls, language, part.form, word)
-                if item not in pool:
-                    if not self.lenient:
-                        self.reached = max(self.reached, position)
-                        return None
-                    faults.append(Fault(part.cls, "another", word, position))
-                bits = math.log2(len(pool)) if pool else 0.0
-                steps.append(Step(position, len(word), part.cls, bits, True))
-                state = {**state, part.text: item}
-                position += len(word)
-                continue
-            if self.ends_within(piece, position) and piece:
-                return Match(position, state, steps, faults, True)
-            if not self.starts(word, position):
-                return None
-            position += len(word)
-        self.reached = max(self.reached, position)
-        return Match(position, state, steps, faults)
+    def match_draw(self, part, found):
+        pool = self.pool(part.text, part.cls, found.state)
+        if self.open_end:
+            forms = [item.form(self.language, part.form) for item in pool]
+            if self.ends_in(part.cls, forms, found):
+                return True
+            if self.lenient and self.may_end(part.cls, part.form, found):
+                return True
+        word = self.word_here(part.cls, part.form, found.position)
+        if word is None:
+            return False
+        item = self.world.find(part.cls, self.language, part.form, word)
+        if item not in pool:
+            if not self.lenient:
+                return False
+            found.faults.append(Fault(part.cls, "another", word, found.position))
+        found.note(part.cls, math.log2(len(pool) or 1), len(word))
+        found.state = {**found.state, part.text: item}
+        return self.take(word, found)
 
     def word_here(self, cls, form, position):
         """The word of this class that stands here, or None."""
         found = self.world.pattern(cls, self.language, form).match(self.text, position)
-        if found is None:
-            self.reached = max(self.reached, position)
-            return None
-        return found[0]
+        return found and found[0]
+
+    def take(self, word, found):
+        """Move over this word, if it stands here; or end within it."""
+        if self.text.startswith(word, found.position):
+            found.position += len(word)
+            return True
+        found.ended = self.open_end and self.is_last(word, found.position)
+        return found.ended
+
+    def is_last(self, word, position):
+        """Is what is left of the text the beginning of this word?"""
+        return len(self.text) - position <= len(word) and word.startswith(
+            self.text[position:]
+        )
+
+    def may_end(self, cls, form, found):
+        """For an open end: does the text end within any word of this class?"""
+        rest = self.text[found.position :]
+        found.ended = self.world.begins(cls, self.language, form, rest)
+        return found.ended
+
+    def ends_in(self, label, words, found):
+        """For an open end: does the text end within one of these words?
+
+        Each may go on differently, so their chances are added up.
+        """
+        if not self.open_end:
+            return False
+        fitting = sum(self.is_last(word, found.position) for word in words)
+        if fitting:
+            found.note(label, math.log2(len(words) / fitting), 0)
+            found.ended = True
+        return bool(fitting)
 
 
 # ------------------------------------------------------------------ reading
 
 
-class Reading(NamedTuple):
-    """All derivations of a text (readers that came to its end), and how far any got."""
-
-    derivations: list
-    reached: int
-
-
 def read(program, world, text, lenient=False, open_end=False, limit=20_000):
-    """Find every way in which the program tells the text.
+    """Find every way in which the program tells the text: readers at its end.
 
-    A lenient reading stops at the derivations with the fewest faults. Raises
-    RuntimeError if there are more paths than `limit`: an inexact answer is none.
+    A lenient reading keeps those with the fewest faults. Raises RuntimeError if there
+    are more paths than `limit`: an inexact answer is none.
     """
-    paths, found, reached, best, count = [(0, 0, ())], [], 0, math.inf, 0
-    while paths and paths[0][0] < best:
-        faults, _, path = heapq.heappop(paths)
-        reader = Reader(world, text, path, lenient, open_end)
+    paths, found, best, count = [(0, 0, ())], [], math.inf, 0
+    while paths and paths[0][0] <= best:
+        reader = Reader(world, text, heapq.heappop(paths)[2], lenient, open_end)
         try:
             program(reader)
             complete = reader.position == len(text)
@@ -527,13 +529,12 @@ def read(program, world, text, lenient=False, open_end=False, limit=20_000):
             heapq.heappush(paths, (faults, -count, path))
         if count > limit:
             raise RuntimeError(f"more than {limit} ways to begin reading {text[:40]!r}")
-        reached = max(reached, reader.position, reader.reached)
         if complete:
             found.append(reader)
             if lenient:
                 best = min(best, len(reader.faults))
-    found.sort(key=lambda reader: len(reader.faults))
-    return Reading(found, reached)
+    fewest = min((len(reader.faults) for reader in found), default=0)
+    return [reader for reader in found if len(reader.faults) == fewest]
 
 
 def add_probabilities(bits):

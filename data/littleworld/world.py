@@ -47,6 +47,22 @@ def make_item(cls, entry, pronouns):
     return Item(cls, forms)
 
 
+def check_words(cls, items):
+    """No word of a class may be, or begin, another: a text could be read two ways."""
+    for language, form in {key for item in items for key in item.forms}:
+        forms = {item.forms[language, form] for item in items if item.knows(form)}
+        if form == "word" and len(forms) < len(items):
+            raise ValueError(f"{cls} has two words that are the same in {language!r}")
+        edge = r"(?![A-Za-z0-9])" if language == "en" else ""
+        for word in forms:
+            begins = re.compile(re.escape(word) + edge)
+            for other in forms - {word}:
+                if begins.match(other):
+                    raise ValueError(
+                        f"{word!r} begins {other!r}: both are {cls}.{form}"
+                    )
+
+
 class Document(NamedTuple):
     """A sampled document: its text, exact bits, kind, trace and final state."""
 
@@ -95,6 +111,8 @@ class World:
             for name, texts in groups.items()
         }
         self._options, self._patterns, self._found = {}, {}, {}
+        for cls, items in self.words.items():
+            check_words(cls, items)
 
     # ------------------------------------------------ what the engine asks
 
@@ -143,6 +161,13 @@ class World:
         """The template of a request for a story."""
         return parse_pair(load("lexicon.toml")["chat"][topic][wording])
 
+    def begins(self, cls, language, form, text):
+        """Is this text the beginning of a word of the class, or empty?"""
+        if cls in ("number", "sequence"):
+            return not text.strip("0123456789" if cls == "number" else "0123456789 ")
+        words = (item.form(language, form) for item in self.words[cls])
+        return any(word.startswith(text) for word in words)
+
     def find(self, cls, language, form, word):
         """The item of the class whose form is this word."""
         if cls == "number":
@@ -184,36 +209,41 @@ class World:
 
     def score(self, text):
         """The exact bits of a text, over all derivations; infinite if it has none."""
-        reading = read(plots.document, self, text)
-        return add_probabilities(reader.bits for reader in reading.derivations)
+        derivations = read(plots.document, self, text)
+        return add_probabilities(reader.bits for reader in derivations)
 
     def prefix_bits(self, text):
         """-log2 of the chance that a document begins with this text."""
-        reading = read(plots.document, self, text, open_end=True)
-        return add_probabilities(reader.bits for reader in reading.derivations)
+        beginnings = read(plots.document, self, text, open_end=True)
+        return add_probabilities(reader.bits for reader in beginnings)
 
-    def leaves(self, text):
-        """Where the text leaves this world: a position, or None if it does not."""
-        reading = read(plots.document, self, text)
-        return None if reading.derivations else reading.reached
+    def leaves(self, text, lenient=False):
+        """The position of the first character with which no document goes on.
+
+        It is len(text) if the text only breaks off.
+        """
+        held, lost = 0, len(text) + 1  # text[:held] begins a document
+        while lost - held > 1:
+            middle = (held + lost) // 2
+            if read(plots.document, self, text[:middle], lenient, open_end=True):
+                held = middle
+            else:
+                lost = middle
+        return held
 
     def check(self, text):
         """Tell right, inconsistent and ungrammatical apart: see `Verdict`."""
-        reading = read(plots.document, self, text)
-        if not reading.derivations:
-            reading = read(plots.document, self, text, lenient=True)
-        if not reading.derivations:
-            return Verdict(False, False, [], reading.reached)
-        best = reading.derivations[0]
-        return Verdict(
-            not best.faults,
-            True,
-            best.faults,
-            best.faults[0].position if best.faults else len(text),
-            best.slots,
-            best.kind,
-            words_of(best),
-        )
+        derivations = read(plots.document, self, text)
+        if not derivations:
+            derivations = read(plots.document, self, text, lenient=True)
+        if not derivations:
+            return Verdict(False, False, [], self.leaves(text, lenient=True))
+        best = derivations[0]
+        right, reached = not best.faults, len(text)
+        if not right:
+            reached = min(fault.position for fault in best.faults)
+        state = words_of(best)
+        return Verdict(right, True, best.faults, reached, best.slots, best.kind, state)
 
 
 def words_of(teller):
