@@ -6,15 +6,15 @@
 __all__ = [
     "SCALING_KEYS",
     "causal_mask",
-    "attention_weights",
-    "attend_products",
-    "attend",
     "Rope",
     "scale_frequencies",
     "rotate",
-    "KVCache",
+    "attention_weights",
+    "attend_products",
+    "attend",
     "padding_mask",
     "document_mask",
+    "KVCache",
     "Attention",
 ]
 
@@ -34,71 +34,6 @@ def causal_mask(
     """
     positions = torch.arange(num_keys, device=device)
     return positions <= positions[num_keys - num_queries :, None]  # (T, S)
-
-
-# %%
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax of the scaled scores (Vaswani et al. 2017, equation 1).
-
-    query (B, H, T, D), key (B, G, S, D) with H a multiple of G. mask as in `attend`.
-    Returns (B, H, T, S); every row sums to 1.
-    """
-    (B, H, T, D), (G, S) = query.shape, key.shape[1:3]
-    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G T, D)
-    scores = (folded @ key.mT).view(B, H, T, S)
-    if mask is None:
-        mask = causal_mask(T, S, query.device)
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
-    return (scores + mask).softmax(-1)
-
-
-# %%
-def attend_products(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """`attend` written out as two batched products around a softmax."""
-    (B, H, T, D), (G, S) = query.shape, value.shape[1:3]
-    weights = F.dropout(attention_weights(query, key, mask), dropout)  # (B, H, T, S)
-    return (weights.view(B, G, -1, S) @ value).view(B, H, T, D)
-
-
-# %%
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Each query's weighted mean of the values it may see.
-
-    query (B, H, T, D); key, value (B, G, S, D), G key/value heads for H query heads.
-    mask, broadcast to (B, H, T, S): None is causal, with query t at position
-    S - T + t; bool is True where a query may look (at least one key each); float is
-    added to the scores. Returns (B, H, T, D).
-    """
-    reduced = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if query.device.type == "cpu" and reduced and torch.is_grad_enabled():
-        return attend_products(query, key, value, mask, dropout)
-    (H, T), (G, S) = query.shape[1:3], key.shape[1:3]
-    if mask is None and 1 < T < S:
-        mask = causal_mask(T, S, query.device)
-    if mask is not None and G < H:  # with a mask, fused kernels want equal heads
-        key, value = (x.repeat_interleave(H // G, dim=1) for x in (key, value))
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        dropout,
-        mask is None and T > 1,
-        enable_gqa=mask is None,
-    )
 
 
 # %%
@@ -179,6 +114,92 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 # %%
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax of the scaled scores (Vaswani et al. 2017, equation 1).
+
+    query (B, H, T, D), key (B, G, S, D) with H a multiple of G. mask as in `attend`.
+    Returns (B, H, T, S); every row sums to 1.
+    """
+    (B, H, T, D), (G, S) = query.shape, key.shape[1:3]
+    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G T, D)
+    scores = (folded @ key.mT).view(B, H, T, S)
+    if mask is None:
+        mask = causal_mask(T, S, query.device)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+    return (scores + mask).softmax(-1)
+
+
+# %%
+def attend_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attend` written out as two batched products around a softmax."""
+    (B, H, T, D), (G, S) = query.shape, value.shape[1:3]
+    weights = F.dropout(attention_weights(query, key, mask), dropout)  # (B, H, T, S)
+    return (weights.view(B, G, -1, S) @ value).view(B, H, T, D)
+
+
+# %%
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Each query's weighted mean of the values it may see.
+
+    query (B, H, T, D); key, value (B, G, S, D), G key/value heads for H query heads.
+    mask, broadcast to (B, H, T, S): None is causal, with query t at position
+    S - T + t; bool is True where a query may look (at least one key each); float is
+    added to the scores. Returns (B, H, T, D).
+    """
+    reduced = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if query.device.type == "cpu" and reduced and torch.is_grad_enabled():
+        return attend_products(query, key, value, mask, dropout)
+    (H, T), (G, S) = query.shape[1:3], key.shape[1:3]
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, query.device)
+    if mask is not None and G < H:  # with a mask, fused kernels want equal heads
+        key, value = (x.repeat_interleave(H // G, dim=1) for x in (key, value))
+    causal, grouped = mask is None and T > 1, key.shape[1] < H
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=causal, enable_gqa=grouped
+    )
+
+
+# %%
+def padding_mask(attention_mask: Tensor, num_queries: int | None = None) -> Tensor:
+    """Causal mask of a batch in which some positions are padding.
+
+    attention_mask (B, S) holds 1 for tokens and 0 for padding, as in Hugging Face.
+    Returns bool (B, 1, T, S) for the last T queries; padding sees only itself.
+    """
+    S = attention_mask.shape[1]
+    T = S if num_queries is None else num_queries
+    itself = torch.eye(S, dtype=torch.bool, device=attention_mask.device)[S - T :]
+    visible = attention_mask.bool()[:, None, None, :] | itself  # (B, 1, T, S)
+    return visible & causal_mask(T, S, attention_mask.device)
+
+
+# %%
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Causal mask of rows that hold several documents each.
+
+    document_ids (B, T) names the document of each token. Returns bool (B, 1, T, T):
+    True where the key is not later than the query and of the same document.
+    """
+    T = document_ids.shape[1]
+    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return same & causal_mask(T, T, document_ids.device)
+
+
+# %%
 class KVCache:
     """The keys and values of one layer, kept while a text grows. For inference."""
 
@@ -212,32 +233,6 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"{length=} is not between 0 and {self.length}")
         self.length = length
-
-
-# %%
-def padding_mask(attention_mask: Tensor, num_queries: int | None = None) -> Tensor:
-    """Causal mask of a batch in which some positions are padding.
-
-    attention_mask (B, S) holds 1 for tokens and 0 for padding, as in Hugging Face.
-    Returns bool (B, 1, T, S) for the last T queries; padding sees only itself.
-    """
-    S = attention_mask.shape[1]
-    T = S if num_queries is None else num_queries
-    itself = torch.eye(S, dtype=torch.bool, device=attention_mask.device)[S - T :]
-    visible = attention_mask.bool()[:, None, None, :] | itself  # (B, 1, T, S)
-    return visible & causal_mask(T, S, attention_mask.device)
-
-
-# %%
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Causal mask of rows that hold several documents each.
-
-    document_ids (B, T) names the document of each token. Returns bool (B, 1, T, T):
-    True where the key is not later than the query and of the same document.
-    """
-    T = document_ids.shape[1]
-    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-    return same & causal_mask(T, T, document_ids.device)
 
 
 # %%
