@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = [
-    "ROLES",
     "CHATML",
+    "ROLES",
     "SPEAKERS",
     "GREEDY",
-    "check_messages",
     "refuse",
     "compile_template",
+    "check_messages",
+    "hide_special",
+    "split_special",
     "ChatTemplate",
+    "prepare_for_chat",
     "SFTDataset",
+    "find_turns",
     "as_messages",
     "parse_conversation",
     "read_conversations",
+    "pad_left",
     "answer",
     "wilson",
     "grade",
@@ -23,9 +28,8 @@ __all__ = [
 
 # %%
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +42,32 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minillm.data import FORMATS, decode, keep_good, suffix_of
 from minillm.generation import GenerationConfig, generate
+
+# %%
+CHATML = (
+    "{{ '<|endoftext|>' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+# %%
+def refuse(message: str) -> None:
+    """What a template calls as `raise_exception(message)`."""
+    raise ValueError(f"the chat template refuses this conversation: {message}")
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """A Jinja chat template, compiled as `transformers` does, in Jinja's sandbox."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(source)
+
 
 # %%
 ROLES = ("system", "user", "assistant")
@@ -68,37 +98,47 @@ def check_messages(messages: list[dict]) -> None:
 
 
 # %%
-CHATML = (
-    "{{ '<|endoftext|>' }}"
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{{ message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+def hide_special(
+    messages: list[dict], names: Sequence[str]
+) -> tuple[list[dict], Callable[[str], str]]:
+    """Messages without special strings in their contents, and what puts them back."""
+    everything = "".join(message["content"] for message in messages)
+    private = map(chr, range(0xE000, 0xF900))  # Unicode gives these no meaning
+    mark = next(char for char in private if char not in everything)
+    codes = {name: f"{mark}{n}{mark}" for n, name in enumerate(names)}
+
+    def hide(text: str) -> str:
+        for name, code in codes.items():
+            text = text.replace(name, code)
+        return text
+
+    def restore(text: str) -> str:
+        for name, code in codes.items():
+            text = text.replace(code, name)
+        return text
+
+    return [{**m, "content": hide(m["content"])} for m in messages], restore
+
+
+def split_special(text: str, names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Special tokens and the stretches between them, each with where it starts.
+
+    Example: list(split_special("a<s>b", ["<s>"])) == [(0, "a"), (1, "<s>"), (4, "b")]
+    """
+    start = 0
+    for piece in re.split(f"({'|'.join(map(re.escape, names))})", text):
+        if piece:
+            yield start, piece
+        start += len(piece)
 
 
 # %%
-def refuse(message: str) -> None:
-    """What a template calls as `raise_exception(message)`."""
-    raise ValueError(f"the chat template refuses this conversation: {message}")
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """A Jinja chat template, compiled as `transformers` does, in Jinja's sandbox."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(source)
-
-
 class ChatTemplate:
     """Conversations as text and as ids, by the template that the tokenizer carries.
 
-    Contents are always plain text: a user who types `<|im_end|>` gets the eight or so
-    tokens that spell it, never the special token. For messages without such strings
-    the ids are those of `transformers`' `apply_chat_template`.
+    Contents are always plain text: a user who types `<|im_end|>` gets the tokens that
+    spell it, never the special one. For messages without such strings the ids are
+    those of `transformers`' `apply_chat_template`.
     """
 
     def __init__(self, tokenizer):
@@ -110,7 +150,6 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.template = compile_template(tokenizer.chat_template)
         self.names = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, self.names)))
 
     def render(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
         """The conversation as text; with a prompt, up to where the answer begins."""
@@ -125,21 +164,19 @@ class ChatTemplate:
         Learned are the answers and the token that ends each of them, nothing else.
         """
         check_messages(messages)
-        messages, restore = self._shield(messages)
+        messages, restore = hide_special(messages, self.names)
         text = self._fill(messages, add_generation_prompt)
-        answers, ids, learned = self._answers(messages, text), [], []
-        for start, piece in self._pieces(text):
+        pieces = list(split_special(text, self.names))
+        answers = self._find_answers(messages, text, pieces)
+        ids, learned = [], []
+        for start, piece in pieces:
             special = self.tokenizer.special_tokens.get(piece)
-            new = (
-                self.tokenizer.encode(restore(piece)) if special is None else [special]
-            )
-            overlap = (max(a, start) for a, b in answers if start < b)
-            begin = min(overlap, default=math.inf)  # what follows it here is learned
-            head = (
-                restore(piece[: begin - start]) if begin < start + len(piece) else None
-            )
+            plain = restore(piece)
+            new = self.tokenizer.encode(plain) if special is None else [special]
+            begins = [max(a, start) for a, b in answers if start < b]
+            given = piece[: min(begins, default=len(text)) - start]
             ids += new
-            learned += self._after(new, head)
+            learned += self._after(new, restore(given))
         return ids, learned
 
     @cached_property
@@ -158,54 +195,39 @@ class ChatTemplate:
             eos_token=names.get(self.tokenizer.special_id("eos_token"), ""),
         )
 
-    def _shield(self, messages: list[dict]) -> tuple[list[dict], Callable[[str], str]]:
-        """Contents with each special string replaced by a private character's code."""
-        everything = "".join(message["content"] for message in messages)
-        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in everything)
-        codes = {name: f"{mark}{n}{mark}" for n, name in enumerate(self.names)}
-        back = {code: name for name, code in codes.items()}
-
-        def hide(text: str) -> str:
-            return self.special.sub(lambda found: codes[found[0]], text)
-
-        def restore(text: str) -> str:
-            return re.sub(f"{mark}\\d+{mark}", lambda found: back[found[0]], text)
-
-        return [{**m, "content": hide(m["content"])} for m in messages], restore
-
-    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
-        """Special tokens and the stretches between them, each with where it starts."""
-        start = 0
-        for found in self.special.finditer(text):
-            if found.start() > start:
-                yield start, text[start : found.start()]
-            yield found.start(), found[0]
-            start = found.end()
-        if start < len(text):
-            yield start, text[start:]
-
-    def _answers(self, messages: list[dict], text: str) -> list[tuple[int, int]]:
+    def _find_answers(
+        self, messages: list[dict], text: str, pieces: list[tuple[int, str]]
+    ) -> list[tuple[int, int]]:
         """Where each answer begins in the text, and where its end token ends."""
         places = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = self._fill(messages[:number], add_generation_prompt=True)
-                end = self.special.search(text, len(prompt))
-                if not text.startswith(prompt) or not end:
+                marks = [(a, name) for a, name in pieces if name in self.names]
+                later = ((a, name) for a, name in marks if a >= len(prompt))
+                start, name = next(later, (0, ""))
+                if not text.startswith(prompt) or not name:
                     raise ValueError(
                         "this chat template rewrites earlier turns or ends no answer "
                         "with a special token: what to learn from cannot be told"
                     )
-                places.append((len(prompt), end.end()))
+                places.append((len(prompt), start + len(name)))
         return places
 
-    def _after(self, ids: list[int], head: str | None) -> list[bool]:
-        """Which of the ids begin after `head`, the first part of their text."""
-        if head is None:
-            return [False] * len(ids)
+    def _after(self, ids: list[int], given: str) -> list[bool]:
+        """Which of the ids begin after `given`, the first part of their text."""
         sizes = [len(self.tokenizer.id_to_bytes(number)) for number in ids]
-        starts = np.cumsum([0, *sizes[:-1]])
-        return [bool(start >= len(head.encode("utf-8"))) for start in starts]
+        starts = np.cumsum([0, *sizes])[:-1]
+        return [bool(start >= len(given.encode("utf-8"))) for start in starts]
+
+
+# %%
+def prepare_for_chat(model, tokenizer, chat_template: str = CHATML) -> ChatTemplate:
+    """Give the tokenizer a template, unless it has one, and the model its end token."""
+    tokenizer.chat_template = tokenizer.chat_template or chat_template
+    template = ChatTemplate(tokenizer)
+    model.config.eos_token_id = template.end_token_id
+    return template
 
 
 # %%
@@ -232,7 +254,7 @@ class SFTDataset:
                 continue
             ids, learned = np.array(ids[:length]), np.array(learned[:length])
             labels = np.where(learned, ids, -100)
-            self.examples.append((ids[:-1].astype(np.int64), labels[1:]))
+            self.examples.append((ids[:-1], labels[1:]))
         if not self.examples:
             raise ValueError(f"none of the conversations fits: {self}")
         self.lengths = np.array([len(ids) for ids, _ in self.examples])
@@ -256,13 +278,8 @@ class SFTDataset:
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 
-def as_messages(row: dict | list) -> list[dict]:
-    """The messages of one row, whichever of the known formats it is in.
-
-    {"conversations": [...]} or {"messages": [...]} of {"role", "content"} or, as in
-    ShareGPT, {"from", "value"}; a bare list of those; or {"instruction", "input",
-    "output"}, as in Alpaca. Raises `ValueError` with what is wrong.
-    """
+def find_turns(row: dict | list) -> list[dict]:
+    """The turns of one row, whichever of the known formats it is in."""
     turns = row
     if isinstance(row, dict) and "instruction" in row:
         question = "\n".join(filter(None, [row["instruction"], row.get("input")]))
@@ -275,8 +292,18 @@ def as_messages(row: dict | list) -> list[dict]:
     if not isinstance(turns, list) or not all(isinstance(m, dict) for m in turns):
         fields = f"fields {', '.join(row)}" if isinstance(row, dict) else "no fields"
         raise ValueError(f"in none of the known formats of conversations: {fields}")
+    return turns
+
+
+def as_messages(row: dict | list) -> list[dict]:
+    """The messages of one row, checked: a whole conversation that ends in an answer.
+
+    Known are {"conversations": [...]} or {"messages": [...]} of {"role", "content"}
+    or, as in ShareGPT, {"from", "value"}; a bare list of those; and {"instruction",
+    "input", "output"}, as in Alpaca. Raises `ValueError` with what is wrong.
+    """
     messages = []
-    for turn in turns:
+    for turn in find_turns(row):
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         messages.append({"role": SPEAKERS.get(str(role), role), "content": content})
@@ -317,6 +344,14 @@ def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
 GREEDY = GenerationConfig(do_sample=False, max_new_tokens=128)
 
 
+def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one tensor (B, T), padding first, and where they are real."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    real = torch.arange(width) >= torch.tensor([[width - len(row)] for row in rows])
+    return ids, real
+
+
 def answer(
     model,
     tokenizer,
@@ -326,30 +361,22 @@ def answer(
 ) -> list[str]:
     """The model's reply where each conversation has its last answer.
 
-    `rows` prompts at a time, padded on the left and sorted by length.
+    `rows` prompts go through the model together, those of similar length.
     """
-    template, pad = ChatTemplate(tokenizer), tokenizer.pad_token_id
+    template, device = ChatTemplate(tokenizer), next(model.parameters()).device
     ends = (template.end_token_id, tokenizer.eos_token_id)
-    config = replace(config, eos_token_id=ends, pad_token_id=pad)
+    config = replace(config, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     prompts = [
         template.encode(row["conversations"][:-1], add_generation_prompt=True)[0]
         for row in conversations
     ]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    replies, device = [""] * len(prompts), next(model.parameters()).device
+    replies = [""] * len(prompts)
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        width = max(len(prompts[number]) for number in chosen)
-        gaps = [width - len(prompts[number]) for number in chosen]
-        filled = [[pad] * gap + prompts[n] for gap, n in zip(gaps, chosen, strict=True)]
-        real = torch.arange(width) >= torch.tensor(gaps)[:, None]
-        made = generate(
-            model,
-            torch.tensor(filled, device=device),
-            config,
-            attention_mask=real.to(device),
-        )
-        for number, new in zip(chosen, made[:, width:].tolist(), strict=True):
+        ids, real = pad_left([prompts[n] for n in chosen], tokenizer.pad_token_id)
+        made = generate(model, ids.to(device), config, attention_mask=real.to(device))
+        for number, new in zip(chosen, made[:, ids.shape[1] :].tolist(), strict=True):
             replies[number] = tokenizer.decode(new, skip_special_tokens=True)
     return replies
 
@@ -359,9 +386,7 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval for a share that was seen `right` times of `asked` (Wilson)."""
     share, spread = right / asked, z * z / asked
     middle = (share + spread / 2) / (1 + spread)
-    half = (
-        z * math.sqrt(share * (1 - share) / asked + spread / asked / 4) / (1 + spread)
-    )
+    half = z * (share * (1 - share) / asked + spread / asked / 4) ** 0.5 / (1 + spread)
     return middle - half, middle + half
 
 
