@@ -6,9 +6,7 @@
 __all__ = [
     "END_OF_TEXT",
     "FORMATS",
-    "write_atomic",
-    "remove",
-    "write_jsonl",
+    "HAN",
     "open_bytes",
     "read_lines",
     "decode",
@@ -27,12 +25,15 @@ __all__ = [
     "files_in",
     "read_texts",
     "read_public",
-    "bits_per_byte",
+    "write_atomic",
+    "remove",
+    "write_jsonl",
     "summarize",
     "deduplicate",
     "held_out",
     "entropy",
     "compress",
+    "bits_per_byte",
 ]
 
 # %%
@@ -45,6 +46,7 @@ import json
 import lzma
 import math
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -59,50 +61,6 @@ from typing import BinaryIO
 
 # %%
 @contextmanager
-def write_atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and rename it to `path` on success.
-
-    The body may create a file or a folder there. If it raises, or the process is
-    interrupted, what it left is removed and an earlier `path` is untouched.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    aside = temporary.with_name(f".old-{os.getpid()}-{target.name}")
-    remove(temporary)
-    try:
-        yield temporary
-        if target.is_dir():  # a rename replaces a file, but never a filled folder
-            target.rename(aside)
-        temporary.replace(target)
-    finally:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        remove(temporary)
-        remove(aside)
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-# %%
-def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
-    """Write one JSON object a line, in UTF-8 and atomically; return how many."""
-    written = 0
-    with write_atomic(path) as temporary, open_bytes(temporary, "wb") as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False)
-            file.write(line.encode("utf-8") + b"\n")
-            written += 1
-    return written
-
-
-@contextmanager
 def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
     """Open a file for bytes; a name that ends in `.gz` is (de)compressed on the way."""
     opener = gzip.open if str(path).endswith(".gz") else open
@@ -113,7 +71,6 @@ def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
 
 
-# %%
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM."""
     with open_bytes(path) as file:
@@ -338,15 +295,21 @@ def read_texts(
 
 
 def read_public(name: str, column: str = "text") -> Iterator[str]:
-    """Stream the training split of a named data set through `datasets`."""
-    if name.count("/") != 1 or suffix_of(name) in FORMATS:
+    """Stream the training split of a named set through `datasets`.
+
+    `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several.
+    """
+    place, _, file = name.partition(":")
+    if place.count("/") != 1 or suffix_of(place) in FORMATS:
         raise FileNotFoundError(f"{name}: no such file or folder")
     from datasets import load_dataset  # slow to import, and seldom needed
 
     try:
-        rows = load_dataset(name, split="train", streaming=True)
+        rows = load_dataset(
+            place, data_files=file or None, split="train", streaming=True
+        )
     except (OSError, ValueError) as error:
-        command = f"minillm data convert {name} {name.split('/')[1]}.jsonl"
+        command = f"minillm data convert {name} {place.split('/')[1]}.jsonl"
         raise ValueError(
             f"{name}: no such file, and no such public set within reach "
             f"({type(error).__name__}); where there is a network, run `{command}`"
@@ -355,11 +318,52 @@ def read_public(name: str, column: str = "text") -> Iterator[str]:
 
 
 # %%
-def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Total loss in nats over total UTF-8 bytes of the text -> bits per byte."""
-    if num_bytes <= 0:
-        raise ValueError(f"{num_bytes=}: there is no text to divide by")
-    return nats / math.log(2) / num_bytes
+@contextmanager
+def write_atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` on success.
+
+    The body may create a file or a folder there. If it raises, or the process is
+    interrupted, what it left is removed and an earlier `path` is untouched.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    aside = temporary.with_name(f".old-{os.getpid()}-{target.name}")
+    remove(temporary)
+    try:
+        yield temporary
+        if target.is_dir():  # a rename replaces a file, but never a filled folder
+            target.rename(aside)
+        temporary.replace(target)
+    finally:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        remove(temporary)
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# %%
+def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
+    """Write one JSON object a line, in UTF-8 and atomically; return how many."""
+    written = 0
+    with write_atomic(path) as temporary, open_bytes(temporary, "wb") as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False)
+            file.write(line.encode("utf-8") + b"\n")
+            written += 1
+    return written
+
+
+# %%
+HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def summarize(texts: Iterable[str]) -> dict:
@@ -370,7 +374,7 @@ def summarize(texts: Iterable[str]) -> dict:
         words.update(text.split())
         sizes.append(len(text.encode("utf-8")))
         num_chars += len(text)
-        num_han += sum("\u4e00" <= char <= "\u9fff" for char in text)
+        num_han += 0 if text.isascii() else len(HAN.findall(text))
     if not sizes:
         raise ValueError("there are no documents to summarize")
     return {
@@ -416,6 +420,7 @@ def entropy(counts: Iterable[int]) -> float:
     return math.log2(total) - sum(n * math.log2(n) for n in counts) / total
 
 
+# %%
 def compress(texts: Iterable[str]) -> dict[str, float]:
     """Bits per byte of a corpus, by byte counts, by pairs, and by three compressors.
 
@@ -431,3 +436,11 @@ def compress(texts: Iterable[str]) -> dict[str, float]:
     counted = {"order-0": entropy(Counter(data).values())}
     counted["bigram"] = pairs - entropy(Counter(data[:-1]).values())  # given the first
     return counted | sizes
+
+
+# %%
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """Total loss in nats over total UTF-8 bytes of the text -> bits per byte."""
+    if num_bytes <= 0:
+        raise ValueError(f"{num_bytes=}: there is no text to divide by")
+    return nats / math.log(2) / num_bytes
