@@ -637,7 +637,7 @@ def describe_resume(folder: Path, state: dict, config: TrainingConfig) -> str:
     return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
 
 
-def describe_command(config: TrainingConfig) -> str:
+def describe_command(config: TrainingConfig, command: str) -> str:
     """The command line that repeats a run's settings."""
     values = asdict(config)
     changed = [
@@ -646,7 +646,7 @@ def describe_command(config: TrainingConfig) -> str:
         if field.name not in ("output_dir", "device")
         and values[field.name] != field.default
     ]
-    return " ".join(["minillm pretrain", *changed])
+    return " ".join([command, *changed])
 
 
 def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
@@ -881,7 +881,7 @@ def card_facts(run: Run) -> dict:
         "per cent above it": found.get("eval_above_floor"),
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    return {**run.about, **known}
+    return {"command": "minillm pretrain", **run.about, **known}
 
 
 def write_final(run: Run) -> None:
@@ -891,8 +891,9 @@ def write_final(run: Run) -> None:
             temporary.mkdir()
             run.model.save_pretrained(temporary)
             run.tokenizer.save_pretrained(temporary)
-            command = describe_command(run.config)
-            write_model_card(temporary, card_facts(run), command=command)
+            facts = card_facts(run)
+            command = describe_command(run.config, facts.pop("command"))
+            write_model_card(temporary, facts, command=command)
 
 
 def is_due(step: int, every: int, config: TrainingConfig) -> bool:
@@ -912,7 +913,7 @@ class Trainer(WatchedRun):
     `train_dataset` is what `Batches` takes. A callback is an object with any of
     on_log(trainer, row), on_evaluate(trainer, row) and on_save(trainer, folder); what
     it adds to `row` is logged. `about`: rows for the model card that only the caller
-    knows, such as where the data comes from.
+    knows, such as where the data comes from; "command" begins its command line.
     """
 
     stopping = ""
