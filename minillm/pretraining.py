@@ -26,18 +26,11 @@ __all__ = [
     "draw",
     "count_labels",
     "accumulate",
-    "describe_failure",
-    "describe_evaluation",
-    "describe_memory",
-    "describe_resume",
-    "describe_command",
     "choose_precision",
     "Progress",
     "Run",
     "train_step",
     "WatchedRun",
-    "card_facts",
-    "write_final",
     "is_due",
     "show_progress",
     "Trainer",
@@ -52,7 +45,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +56,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minillm.attention import document_mask
-from minillm.data import bits_per_byte, read_jsonl, write_atomic
+from minillm.data import bits_per_byte, read_jsonl
 from minillm.optimization import (
     PRECISIONS,
     AdamW,
@@ -78,6 +71,7 @@ from minillm.optimization import (
 )
 from minillm.relay import (
     catch_signals,
+    describe_resume,
     find_differences,
     identify,
     last_checkpoint,
@@ -86,7 +80,14 @@ from minillm.relay import (
     remove_leftovers,
     save_checkpoint,
 )
-from minillm.run_log import RunLog, peak_memory, write_model_card
+from minillm.run_log import (
+    RunLog,
+    describe_evaluation,
+    describe_failure,
+    describe_memory,
+    peak_memory,
+    write_final,
+)
 from minillm.transformer import Transformer
 
 
@@ -353,6 +354,7 @@ def token_losses(
     return losses
 
 
+# %%
 def evaluate(
     model: nn.Module, tokenizer, validation: Validation, precision: str = "float32"
 ) -> dict[str, float | None]:
@@ -598,57 +600,6 @@ def accumulate(
 
 
 # %%
-def describe_failure(nats: torch.Tensor, norm: float, documents: list) -> str:
-    """Which rows of a batch gave a loss that is no number, and what stood in them."""
-    finite = torch.isfinite(nats).tolist()
-    bad = [row for row, fine in enumerate(finite) if not fine]
-    named = sorted({i for row in bad or range(len(finite)) for i in documents[row]})
-    text = ", ".join(map(str, named[:20])) + (", ..." if len(named) > 20 else "")
-    return (
-        f"gradient norm {norm}, loss not a number in {len(bad)} of {len(finite)} rows; "
-        f"documents {text}"
-    )
-
-
-def describe_evaluation(row: dict) -> str:
-    """One line for the console: step, loss, bits per byte, and the floor if known."""
-    text = f"step {row['step']}: validation loss {row['eval_loss']:.2f}, "
-    text += f"{row['eval_bits_per_byte']:.3f} bits per byte"
-    above = row["eval_above_floor"]
-    return text if above is None else f"{text}, {above:.1f} % above the floor"
-
-
-def describe_memory(config: TrainingConfig) -> str:
-    """What to change, so that the same training needs half the memory."""
-    rows, passes = (
-        config.per_device_train_batch_size,
-        config.gradient_accumulation_steps,
-    )
-    return (
-        f"out of memory with {rows} rows of {config.context_length} tokens. The same "
-        f"training in smaller passes: per_device_train_batch_size={max(1, rows // 2)}, "
-        f"gradient_accumulation_steps={passes * 2}"
-    )
-
-
-def describe_resume(folder: Path, state: dict, config: TrainingConfig) -> str:
-    """Where a run goes on, and the settings that are others now."""
-    lines = find_differences(state["config"], asdict(config))
-    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
-
-
-def describe_command(config: TrainingConfig, command: str) -> str:
-    """The command line that repeats a run's settings."""
-    values = asdict(config)
-    changed = [
-        f"--{field.name} {values[field.name]}"
-        for field in fields(config)
-        if field.name not in ("output_dir", "device")
-        and values[field.name] != field.default
-    ]
-    return " ".join([command, *changed])
-
-
 def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
     """What "auto" means here: rank 0 measures, and all do the same."""
     rows, context = config.per_device_train_batch_size, config.context_length
@@ -815,7 +766,7 @@ class WatchedRun(Run):
             self.progress.precision = choose_precision(self.model, config, team)
         if team.rank == 0:
             if found:
-                print(describe_resume(*found, config))
+                print(describe_resume(*found, asdict(config)))
             remove_leftovers(self.folder)
             self.log = RunLog(self.folder, self.step if found else -1)
         self.forward = team.wrap(self.model)
@@ -863,39 +814,6 @@ class WatchedRun(Run):
 
 
 # %%
-def card_facts(run: Run) -> dict:
-    """What the model card says of a run: the data, the amounts, the results."""
-    data, found = run.dataset, run.progress.evaluation
-    size = f"{len(data)} documents, {int(np.sum(data.lengths))} tokens"
-    facts = {
-        "parameters": run.model.num_parameters(),
-        "training data": f"{size}, hash {run.identity['corpus']}",
-        "tokens seen": run.progress.tokens,
-        "passes over the data": round(run.batches.epoch, 2),
-        "steps": run.step,
-        "seed": run.config.seed,
-        "precision": run.progress.precision,
-        "validation loss (nats per token)": found.get("eval_loss"),
-        "bits per byte": found.get("eval_bits_per_byte"),
-        "lowest possible bits per byte": found.get("eval_floor"),
-        "per cent above it": found.get("eval_above_floor"),
-    }
-    known = {name: value for name, value in facts.items() if value is not None}
-    return {"command": "minillm pretrain", **run.about, **known}
-
-
-def write_final(run: Run) -> None:
-    """Write final/: the model and its tokenizer without the training state; a card."""
-    if run.team.rank == 0:
-        with write_atomic(run.folder / "final") as temporary:
-            temporary.mkdir()
-            run.model.save_pretrained(temporary)
-            run.tokenizer.save_pretrained(temporary)
-            facts = card_facts(run)
-            command = describe_command(run.config, facts.pop("command"))
-            write_model_card(temporary, facts, command=command)
-
-
 def is_due(step: int, every: int, config: TrainingConfig) -> bool:
     """Whether what is done each so many steps is due; at the end all is."""
     return step == config.max_steps or (every > 0 and step % every == 0)

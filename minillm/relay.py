@@ -7,6 +7,7 @@ __all__ = [
     "fingerprint_data",
     "identify",
     "find_differences",
+    "describe_resume",
     "optimizer_tensors",
     "load_optimizer",
     "checksum",
@@ -64,6 +65,12 @@ def find_differences(saved: dict, now: dict) -> list[str]:
     """One line for each entry that differs: its name, the old and the new value."""
     names = [name for name in saved | now if saved.get(name) != now.get(name)]
     return [f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names]
+
+
+def describe_resume(folder: Path, state: dict, settings: dict) -> str:
+    """Where a run goes on, and the settings that are others now."""
+    lines = find_differences(state["config"], settings)
+    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
 
 
 # %%

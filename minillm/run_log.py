@@ -12,6 +12,12 @@ __all__ = [
     "versions",
     "write_model_card",
     "as_cell",
+    "describe_failure",
+    "describe_evaluation",
+    "describe_memory",
+    "describe_command",
+    "card_facts",
+    "write_final",
 ]
 
 # %%
@@ -19,6 +25,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy
@@ -148,3 +155,81 @@ def as_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+# %%
+def describe_failure(nats: torch.Tensor, norm: float, documents: list) -> str:
+    """Which rows of a batch gave a loss that is no number, and what stood in them."""
+    finite = torch.isfinite(nats).tolist()
+    bad = [row for row, fine in enumerate(finite) if not fine]
+    named = sorted({i for row in bad or range(len(finite)) for i in documents[row]})
+    text = ", ".join(map(str, named[:20])) + (", ..." if len(named) > 20 else "")
+    return (
+        f"gradient norm {norm}, loss not a number in {len(bad)} of {len(finite)} rows; "
+        f"documents {text}"
+    )
+
+
+def describe_evaluation(row: dict) -> str:
+    """One line for the console: step, loss, bits per byte, and the floor if known."""
+    text = f"step {row['step']}: validation loss {row['eval_loss']:.2f}, "
+    text += f"{row['eval_bits_per_byte']:.3f} bits per byte"
+    above = row["eval_above_floor"]
+    return text if above is None else f"{text}, {above:.1f} % above the floor"
+
+
+def describe_memory(config) -> str:
+    """What to change, so that the same training needs half the memory."""
+    rows = config.per_device_train_batch_size
+    passes = config.gradient_accumulation_steps
+    return (
+        f"out of memory with {rows} rows of {config.context_length} tokens. The same "
+        f"training in smaller passes: per_device_train_batch_size={max(1, rows // 2)}, "
+        f"gradient_accumulation_steps={passes * 2}"
+    )
+
+
+# %%
+def describe_command(config, command: str) -> str:
+    """The command line that repeats a run's settings."""
+    values = asdict(config)
+    changed = [
+        f"--{field.name} {values[field.name]}"
+        for field in fields(config)
+        if field.name not in ("output_dir", "device")
+        and values[field.name] != field.default
+    ]
+    return " ".join([command, *changed])
+
+
+def card_facts(run) -> dict:
+    """What the model card says of a run: the data, the amounts, the results."""
+    data, found = run.dataset, run.progress.evaluation
+    size = f"{len(data)} documents, {int(sum(data.lengths))} tokens"
+    facts = {
+        "parameters": run.model.num_parameters(),
+        "training data": f"{size}, hash {run.identity['corpus']}",
+        "tokens seen": run.progress.tokens,
+        "passes over the data": round(run.batches.epoch, 2),
+        "steps": run.step,
+        "seed": run.config.seed,
+        "precision": run.progress.precision,
+        "validation loss (nats per token)": found.get("eval_loss"),
+        "bits per byte": found.get("eval_bits_per_byte"),
+        "lowest possible bits per byte": found.get("eval_floor"),
+        "per cent above it": found.get("eval_above_floor"),
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return {"command": "minillm pretrain", **run.about, **known}
+
+
+def write_final(run) -> None:
+    """Write final/: the model and its tokenizer without the training state; a card."""
+    if run.team.rank == 0:
+        with write_atomic(run.folder / "final") as temporary:
+            temporary.mkdir()
+            run.model.save_pretrained(temporary)
+            run.tokenizer.save_pretrained(temporary)
+            facts = card_facts(run)
+            command = describe_command(run.config, facts.pop("command"))
+            write_model_card(temporary, facts, command=command)
