@@ -9,18 +9,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import littleworld
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from littleworld import World, check, excess, explain, judge, score, write_corpus
-from littleworld.conversations import KINDS, pools
+from littleworld.conversations import kinds_of, pools
 from littleworld.engine import number, parse_template, read
 from littleworld.plots import document
-from littleworld.world import check_words, load, load_dial, make_item
+from littleworld.world import (
+    check_halves,
+    check_words,
+    default_world,
+    load,
+    load_dial,
+    make_item,
+)
 
 ROOT = Path(__file__).parents[1]
 DIALS = sorted(load("dials.toml"))
+KINDS = sorted(kinds_of(World()))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +138,7 @@ def test_any_text_gets_a_verdict(text):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 999), st.data())
 def test_cutting_a_document_is_noticed(seed, data):
-    world = littleworld.world.default_world()
+    world = default_world()
     text = world.sample(seed).text
     end = data.draw(st.integers(0, len(text) - 1))
     cut = check(text[:end])
@@ -361,10 +368,21 @@ def test_test_questions_are_never_asked_in_training(world):
 
 
 def test_what_nobody_knows_is_not_in_the_world():
-    lexicon = load("lexicon.toml")
-    known = {json.dumps(word) for words in lexicon["words"].values() for word in words}
-    for word in lexicon["chat"]["unknown_words"] + lexicon["chat"]["stranger_words"]:
-        assert not any(f'"{word}"' in text for text in known)
+    classes = load("lexicon.toml")["words"]
+    unknown = classes["unknown"] + classes["stranger"]
+    known = json.dumps({c: w for c, w in classes.items() if w[0] not in unknown})
+    assert not any(f'"{word}"' in known for pair in unknown for word in pair)
+
+
+def test_the_full_dial_talks_in_two_languages():
+    world, kinds = World("full"), collections.Counter()
+    for seed in range(120):
+        row = world.conversation(seed, "test")
+        answer = row["conversations"][-1]["content"]
+        assert judge(row, answer), row
+        kinds[row["kind"], answer.isascii()] += 1
+    assert {"town", "tracking"} <= {kind for kind, _ in kinds}
+    assert {True, False} == {english for _, english in kinds}
 
 
 def test_unknown_splits_kinds_and_dials_are_named(world):
@@ -372,7 +390,7 @@ def test_unknown_splits_kinds_and_dials_are_named(world):
         World("huge")
     with pytest.raises(ValueError, match="'train' and 'test'"):
         world.conversation(0, "dev")
-    with pytest.raises(ValueError, match="no kind 'joke'; there are fact"):
+    with pytest.raises(ValueError, match="no kind 'joke'; there are greeting"):
         world.conversation(0, kind="joke")
 
 
@@ -456,19 +474,46 @@ def test_the_article_fits():
 
 
 @pytest.mark.parametrize("dial", DIALS)
-def test_the_english_is_right(dial):
-    """No 'a apple', no doubled space, no sentence without its full stop."""
+def test_the_language_is_right(dial):
+    """No 'a apple', no 'one apples', no doubled space, no English in the Chinese."""
     world = World(dial)
     for seed in range(150):
-        text = world.sample(f"english/{seed}").text
+        sample = world.sample(f"language/{seed}")
+        text = sample.text
         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]|  |\s[.,!?]|\.\.", text)
-        assert re.search(r"[.!?\"。！？”]$", text)
-        assert not re.search(r"[<>{}|]", text)
+        assert not re.search(r"\b1 [a-z]+s\b|[<>{}|]", text)
+        both = sample.kind in ("dictionary", "translation")
+        assert both or re.search(r"[.!?\"。！？”]$", text)
+        chinese = re.search("[\u4e00-\u9fff]", text)
+        assert both or not (chinese and re.search("[A-Za-z]", text))
+
+
+def test_the_halves_of_every_sentence_agree():
+    for group, templates in World("full").groups.items():
+        check_halves(group, templates)
+        fixed = [
+            [{part.text for part in parts if part.role == "fixed"} for parts in half]
+            for half in ([t["en"] for t in templates], [t["zh"] for t in templates])
+        ]
+        assert all(zh <= en | {"hero", "color"} for en, zh in zip(*fixed, strict=True))
+    with pytest.raises(ValueError, match="do not agree"):
+        check_halves("group", [{"en": parse_template("<kind>"), "zh": ()}])
+
+
+def test_a_translation_says_the_same():
+    dial = {**load_dial("full"), "documents": {"translation": 1}}
+    world = World(dial)
+    text = "The fox has a red kite. = 狐狸有一个红色的风筝。"
+    more = "\n汤姆是一只勇敢的小狗。 = Tom is a brave dog." * 2
+    assert world.check(text + more).right
+    faults = world.check(text.replace("红", "蓝") + more).faults
+    assert [(fault.slot, fault.wanted) for fault in faults] == [("color", "红色")]
 
 
 def test_opposites_and_days_go_both_ways(world):
     words = load("lexicon.toml")["words"]
     full = {cls: [make_item(cls, e, {}) for e in words[cls]] for cls in ("word", "day")}
+    assert all(len(items) > 6 for items in full.values())
     opposite = {w.form("en"): w.form("en", "opposite") for w in full["word"]}
     assert all(opposite[opposite[word]] == word for word in opposite)
     after = {d.form("en"): d.form("en", "after") for d in full["day"]}

@@ -8,34 +8,54 @@ test tells what was understood from what was repeated.
 
 import functools
 import hashlib
+import itertools
 import math
 import random
 from typing import NamedTuple
 
 from littleworld import plots
 from littleworld.engine import Writer, numbers
-from littleworld.world import World, load
+from littleworld.world import World
 
 HELD_OUT = 0.2  # the share of questions that training never sees
 
-# The topics of each kind of conversation, as the lexicon names them.
-KNOWLEDGE = {
+# The kinds of conversation, and the topics that each asks about.
+TOPICS = {
+    "greeting": ["hello", "who", "can", "thanks", "bye"],
     "fact": ["says", "eats", "lives"],
     "opposite": ["opposite"],
     "day": ["after", "before"],
     "sum": ["plus", "minus"],
     "counting": ["up", "down"],
-}
-CHAT = {
-    "greeting": ["greetings"],
-    "unknown": ["unknown"],
+    "town": ["house", "pet", "job", "likes"],
+    "unknown": ["unknown", "stranger"],
     "story": ["story_kind", "story_name", "story_toy"],
 }
-KINDS = (*KNOWLEDGE, *CHAT, "story_question")
+# Those that ask about a text just told: the program that tells it, and the questions.
+CONTEXTS = {
+    "story_question": (plots.story, "story"),
+    "tracking": (plots.moves, "tracking"),
+}
+
+
+def kinds_of(world):
+    """The kinds of conversation that this dial has, each with its topics."""
+    extra = [*TOPICS["greeting"], *TOPICS["unknown"], *TOPICS["story"]]
+    known = {*extra, *world.dial["topics"]}
+    kinds = {
+        kind: [topic for topic in topics if topic in known]
+        for kind, topics in TOPICS.items()
+    }
+    kinds["story_question"] = []
+    if "tracking" in world.dial["documents"]:
+        kinds["tracking"] = []
+    return {
+        kind: topics for kind, topics in kinds.items() if topics or kind in CONTEXTS
+    }
 
 
 class Question(NamedTuple):
-    """What is asked: slots -> Items or words, and which wording asks it."""
+    """What is asked: a topic, the Items in its slots, and which wording asks it."""
 
     kind: str
     topic: str
@@ -44,8 +64,7 @@ class Question(NamedTuple):
 
     def fact(self):
         """The question without its wording, as text."""
-        words = [str(value) for value in self.slots.values()]
-        return "/".join((self.topic, *words))
+        return "/".join((self.topic, *map(str, self.slots.values())))
 
 
 def rank(text):
@@ -60,14 +79,10 @@ def first_fifth(texts):
 
 
 def facts_of(world, topic):
-    """Every fact a topic can ask for, as slots."""
+    """Every fact a topic can ask for, as slots with their Items."""
     words, top = world.words, world.dial["count_to"]
-    if topic in ("says", "eats", "lives"):
-        return [{"kind": kind} for kind in words["kind"]]
-    if topic == "opposite":
-        return [{"word": word} for word in words["word"]]
-    if topic in ("after", "before"):
-        return [{"day": day} for day in words["day"]]
+    if topic in TOPICS["greeting"]:
+        return [{}]
     if topic in ("plus", "minus"):
         return [
             {"x": x, "y": y}
@@ -81,41 +96,20 @@ def facts_of(world, topic):
             for first in numbers(0, top - 2)
             for last in numbers(first.value + 2, min(top, first.value + 7))
         ]
-    if topic == "story_kind":
-        return [{"kind": kind} for kind in words["kind"]]
-    named = [{"kind": k, "hero": name} for k in words["kind"] for name in words["name"]]
-    if topic == "story_name":
-        return named
-    toys = [{"color": c, "toy": toy} for c in words["color"] for toy in words["toy"]]
-    return [{**person, **thing} for person in named for thing in toys]
-
-
-def chat_questions(topic):
-    """Questions about nothing in the world: small talk, and what nobody knows."""
-    chat = load("lexicon.toml")["chat"]
-    if topic == "greetings":
-        for index, greeting in enumerate(chat["greetings"]):
-            for wording in range(len(greeting["ask"])):
-                yield Question("greeting", topic, {"greeting": index}, wording)
-    else:
-        for wording, text in enumerate(chat["unknown"]):
-            slot = "unknown" if "{unknown}" in text else "stranger"
-            for word in chat[f"{slot}_words"]:
-                yield Question("unknown", topic, {slot: word}, wording)
+    template = world.groups[f"ask.{topic}"][0]["en"]
+    draws = {part.text: words[part.cls] for part in template if part.role == "draw"}
+    return [
+        dict(zip(draws, items, strict=True))
+        for items in itertools.product(*draws.values())
+    ]
 
 
 def questions_of(world, kind, topic):
     """Every question of a topic, in every wording."""
-    if topic in ("greetings", "unknown"):
-        return list(chat_questions(topic))
-    if kind == "story":
-        wordings = len(load("lexicon.toml")["chat"][topic])
-    else:
-        wordings = len(world.groups[f"ask.{topic}"])
     return [
         Question(kind, topic, slots, wording)
         for slots in facts_of(world, topic)
-        for wording in range(wordings)
+        for wording in range(len(world.groups[f"ask.{topic}"]))
     ]
 
 
@@ -129,8 +123,8 @@ class Pools(NamedTuple):
 
 def split(questions):
     """Hold out a fifth of the facts, and a fifth of the wordings of the others."""
-    few = len({question.fact() for question in questions}) <= 5  # the greetings
-    never = set() if few else first_fifth(question.fact() for question in questions)
+    facts = {question.fact() for question in questions}
+    never = first_fifth(facts) if len(facts) > 1 else set()
     seen = [q for q in questions if q.fact() not in never]
     prompts = first_fifth(f"{q.fact()}#{q.wording}" for q in seen)
     is_new = [f"{q.fact()}#{q.wording}" in prompts for q in seen]
@@ -146,7 +140,7 @@ def pools(world):
     """(kind, topic) -> Pools, for all that can be listed."""
     return {
         (kind, topic): split(questions_of(world, kind, topic))
-        for kind, topics in {**KNOWLEDGE, **CHAT}.items()
+        for kind, topics in kinds_of(world).items()
         for topic in topics
     }
 
@@ -154,58 +148,50 @@ def pools(world):
 # ------------------------------------------------------------- one exchange
 
 
-def ask(world, question, seed):
+def ask(world, question, language, seed):
     """The user's text, the assistant's answer, and what the judge needs."""
-    if question.topic == "greetings":
-        return greet(question)
-    if question.topic == "unknown":
-        chat = load("lexicon.toml")["chat"]
-        text = chat["unknown"][question.wording].format(**question.slots)
-        return text, chat["no_answer"], {"answers": [chat["no_answer"]]}
-    if question.kind == "story":
-        return request_story(world, question, seed)
     writer = Writer(world, random.Random(seed), question.slots)
+    writer.language = language
     writer.say(world.groups[f"ask.{question.topic}"][question.wording])
-    text, writer.pieces = writer.text, []
+    if question.kind == "story":
+        return writer.text, *request_story(world, question, language, seed)
     plots.work_out(writer, question.topic)
-    writer.tell(f"reply.{question.topic}")
-    return text, writer.text, {"answers": [writer.text]}
+    return writer.text, *reply(writer, f"reply.{question.topic}")
 
 
-def greet(question):
-    greeting = load("lexicon.toml")["chat"]["greetings"][question.slots["greeting"]]
-    text, answer = greeting["ask"][question.wording], greeting["reply"]
-    return text, answer, {"answers": [answer]}
+def reply(writer, group):
+    """The answer to what the writer has asked."""
+    writer.pieces, writer.join = [], ""
+    writer.tell(group)
+    return writer.text, {"answers": [writer.text]}
 
 
-def request_story(world, question, seed):
-    """A request for a story, one story that fits, and its constraints."""
-    rng, forced = random.Random(seed), dict(question.slots)
+def request_story(world, question, language, seed):
+    """A story that fits a request, and its constraints."""
+    forced = dict(question.slots)
     if "toy" in forced:
-        forced["plot"] = rng.choice(toy_plots(world))
-    story = world.story(f"{seed}/story", forced)
-    writer = Writer(world, rng)
-    writer.state = question.slots
-    writer.say(world.request(question.topic, question.wording))
+        fitting = [plot for plot in world.dial["plots"] if plot in plots.WITH_TOY]
+        forced["plot"] = pick(random.Random(seed), fitting)
+    story = world.story(f"{seed}/story", forced, language)
     words = {slot: item.form("en") for slot, item in question.slots.items()}
-    return writer.text, story.text, {"story": words, "dial": world.dial_name}
+    return story.text, {"story": words, "dial": world.dial_name}
 
 
-def toy_plots(world):
-    return [plot for plot in world.dial["plots"] if plot in plots.WITH_TOY]
-
-
-def story_question(world, seed):
-    """A story in the context, and a question about it."""
-    writer = world.write(f"{seed}/story", plots.story)
-    story, writer.pieces = writer.text, []
-    topics = [t for t in world.topics("ask_story") if plots.answerable(writer, t)]
+def ask_about(world, kind, language, seed):
+    """A text in the context, and a question about it."""
+    program, section = CONTEXTS[kind]
+    writer = world.write(f"{seed}/{kind}", program, language=language)
+    told = writer.text
+    topics = [
+        topic
+        for topic in world.topics(f"ask_{section}")
+        if writer.knows(f"ask_{section}.{topic}")
+        and writer.knows(f"reply_{section}.{topic}")
+    ]
     topic = topics[int(writer.random() * len(topics))]
-    writer.join = ""
-    writer.tell(f"ask_story.{topic}")
-    text, writer.pieces, writer.join = f"{story}\n{writer.text}", [], ""
-    writer.tell(f"reply_story.{topic}")
-    return text, writer.text, {"answers": [writer.text]}
+    writer.pieces, writer.join = [told, "\n"], ""
+    writer.tell(f"ask_{section}.{topic}")
+    return writer.text, *reply(writer, f"reply_{section}.{topic}")
 
 
 # ------------------------------------------------------------ conversations
@@ -219,16 +205,24 @@ def conversation(world, seed, split="train", kind=None):
     """
     if split not in ("train", "test"):
         raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
+    kinds = kinds_of(world)
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"no kind {kind!r}; there are {', '.join(kinds)}")
     seed = f"conversation/{split}/{seed}"
     rng = random.Random(seed)
-    kind = kind or pick(rng, KINDS)
+    kind = kind or pick(rng, list(kinds))
+    language = choose_language(world, rng)
     earlier = []
-    if kind != "story_question":
+    if kind not in CONTEXTS:
         for turn in range(pick(rng, (0, 0, 1, 2))):
-            earlier += messages(*small_exchange(world, rng, f"{seed}/{turn}"))
-    text, answer, needs, novelty = last_exchange(world, rng, seed, split, kind)
+            earlier += small_exchange(world, rng, language, f"{seed}/{turn}")
+    if kind in CONTEXTS:
+        novelty = "trained" if split == "train" else "never asked"
+        text, answer, needs = ask_about(world, kind, language, seed)
+    else:
+        novelty = choose_novelty(rng, split, kind)
+        question = draw(world, rng, kind, novelty)
+        text, answer, needs = ask(world, question, language, seed)
     return {
         "conversations": earlier + messages(text, answer),
         "kind": kind,
@@ -242,7 +236,26 @@ def pick(rng, options):
     return options[int(rng.random() * len(options))]
 
 
-def messages(text, answer, *_):
+def choose_language(world, rng):
+    """A language of the dial, by its share."""
+    languages = world.dial["languages"]
+    mark = rng.random() * sum(languages.values())
+    for language in languages:
+        mark -= languages[language]
+        if mark < 0:
+            return language
+    return language
+
+
+def choose_novelty(rng, split, kind):
+    """Half of the tests are about facts that training never asks for."""
+    if split == "train":
+        return "trained"
+    novelty = pick(rng, ("new prompt", "never asked"))
+    return "new prompt" if kind == "greeting" else novelty
+
+
+def messages(text, answer):
     return [
         {"role": "user", "content": text},
         {"role": "assistant", "content": answer},
@@ -260,23 +273,11 @@ def draw(world, rng, kind, novelty="trained"):
     return pick(rng, pick(rng, fitting))
 
 
-def small_exchange(world, rng, seed):
+def small_exchange(world, rng, language, seed):
     """An earlier exchange: anything short that training knows."""
-    kind = pick(rng, [kind for kind in KINDS if not kind.startswith("story")])
-    return ask(world, draw(world, rng, kind), seed)
-
-
-def last_exchange(world, rng, seed, split, kind):
-    """The exchange that is judged."""
-    if kind == "story_question":
-        novelty = "trained" if split == "train" else "never asked"
-        return *story_question(world, seed), novelty
-    novelty = "trained"
-    if split == "test":
-        novelty = pick(rng, ("new prompt", "never asked"))
-        if kind == "greeting":
-            novelty = "new prompt"
-    return *ask(world, draw(world, rng, kind, novelty), seed), novelty
+    kind = pick(rng, [k for k in kinds_of(world) if k not in (*CONTEXTS, "story")])
+    text, answer, _ = ask(world, draw(world, rng, kind), language, seed)
+    return messages(text, answer)
 
 
 @functools.lru_cache(8)

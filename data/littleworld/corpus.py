@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from littleworld.conversations import KINDS
+from littleworld.conversations import kinds_of
 from littleworld.world import World
 
 # A seed names its split, so that no validation document shares one with training.
@@ -22,8 +22,9 @@ def document_rows(world, split, seed, count, exact=False):
 
 def conversation_rows(world, split, seed, count):
     """Rows {"conversations", "kind", ...}, the kinds in turn."""
+    kinds = list(kinds_of(world))
     for index in range(count):
-        kind = KINDS[index % len(KINDS)]
+        kind = kinds[index % len(kinds)]
         yield world.conversation(f"{seed}/{index}", split, kind)
 
 
@@ -62,7 +63,7 @@ def write_corpus(
     """
     folder, world = Path(folder), World(dial)
     folder.mkdir(parents=True, exist_ok=True)
-    tests = per_kind * len(KINDS)
+    tests = per_kind * len(kinds_of(world))
     rows = {
         "train": document_rows(world, "train", seed, documents),
         "validation": document_rows(world, "validation", seed, validation, exact=True),

@@ -51,7 +51,11 @@ class Item:
             if article != "a" or not dot:
                 reason = f"{self} has no form {form!r} in {language!r}"
                 raise ValueError(reason) from None
-            text = with_article(self.form(language, base), language)
+            word = self.form(language, base)
+            if language == "en":
+                text = ("an " if word[0] in "aeiou" else "a ") + word
+            else:
+                text = f"一{self.forms[language, 'measure']}{word}"
             self.forms[language, form] = text
             return text
 
@@ -61,13 +65,6 @@ class Item:
 
     def __repr__(self):
         return f"<{self.cls}: {self.forms['en', 'word']}>"
-
-
-def with_article(word, language):
-    """'a fox', 'an owl'; Chinese has no article."""
-    if language != "en":
-        return word
-    return ("an " if word[0] in "aeiou" else "a ") + word
 
 
 _numbers = {}
@@ -142,6 +139,17 @@ def parse_template(text):
     return tuple(parts)
 
 
+def settled(template):
+    """The template when all its slots are known: every draw becomes fixed."""
+    return {
+        language: tuple(
+            part._replace(role="fixed", cls="") if part.role == "draw" else part
+            for part in parts
+        )
+        for language, parts in template.items()
+    }
+
+
 class Step(NamedTuple):
     """One entry of a trace: at `position`, `length` characters, what and its cost.
 
@@ -178,6 +186,7 @@ class Teller:
         self.state = {}  # slot -> Item
         self.domains = {}  # slot -> list of Items, or function of the state
         self.language, self.join, self.position = "en", "", 0
+        self.last = None  # the template said last
         self.trace = []
 
     def __getitem__(self, slot):
@@ -202,21 +211,18 @@ class Teller:
         return math.fsum(step.bits for step in self.trace)
 
     def pool(self, slot, cls, state):
-        """What a draw may yield: never an item that another slot holds."""
+        """What a draw may yield: the slot's domain, or what no other slot holds yet."""
         if slot in self.forced:
             return [self.forced[slot]]
         domain = self.domains.get(slot)
-        if domain is None:
-            domain = self.world.words[cls]
-        elif callable(domain):
-            domain = domain(state)
-        if cls == "number":
-            return domain
+        if domain is not None:
+            return domain(state) if callable(domain) else domain
         taken = [v for k, v in state.items() if v.cls == cls and k != slot]
         if self.forced:
             others = ((k, v) for k, v in self.forced.items() if isinstance(v, Item))
             taken += [v for k, v in others if v.cls == cls and k != slot]
-        return [item for item in domain if item not in taken] if taken else domain
+        words = self.world.words[cls]
+        return [item for item in words if item not in taken] if taken else words
 
 
 class Writer(Teller):
@@ -265,10 +271,17 @@ class Writer(Teller):
                 return None
         group, template = options[int(self.random() * len(options))]
         self.note("sentence", math.log2(len(options)))
+        self.last = template
         self.write(self.join)
         self.say(template)
         self.join = SPACE[self.language]
         return group
+
+    def retell(self, template):
+        """Say a sentence once more, in the language that is set now."""
+        self.write(self.join)
+        self.say(settled(template))
+        self.join = SPACE[self.language]
 
     def say(self, template):
         language = self.language
@@ -394,7 +407,15 @@ class Reader(Teller):
         bits = math.log2(len(options))
         self.trace.append(Step(self.position, 0, "sentence", bits, True))
         self.accept(matches[index])
-        return options[index][0]
+        group, self.last = options[index]
+        return group
+
+    def retell(self, template):
+        self.stop_at_end()
+        match = self.match(settled(template))
+        if match is None or match.faults and not self.lenient:
+            raise Dead
+        self.accept(match)
 
     def accept(self, match):
         self.trace += match.steps

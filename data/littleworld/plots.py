@@ -104,8 +104,96 @@ def race(t):
     ending(t, "race.moral")
 
 
-WITH_TOY = ("lost", "gift")  # plots with a toy of a color
-PLOTS = {plot.__name__: plot for plot in (lost, share, rescue, gift, weather, race)}
+def swap(t):
+    """Two things change hands, or do not."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("swap.own")
+    t.tell("swap.offer")
+    swapped = t.tell("swap.agrees", "swap.declines") == "swap.agrees"
+    hero, friend = t["hero"], t["friend"]
+    t["keeper"], t["holder"] = (friend, hero) if swapped else (hero, friend)
+    t.tell("swap.after")
+    ending(t, "swap.moral")
+
+
+def cook(t):
+    """A dish needs its ingredient, and the ingredient its price."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.tell("cook.plan")
+    t.tell("cook.lacks")
+    t.tell("cook.asks")
+    t.tell("cook.price")
+    t.tell("cook.trade")
+    t.tell("cook.eats")
+    ending(t, "cook.moral")
+
+
+def truth(t):
+    """Something breaks, and somebody must say so."""
+    t.tell("story.opening")
+    t.tell("lost.owns")
+    t.tell("story.friend")
+    t.tell("truth.visit")
+    t.tell("truth.breaks")
+    if t.tell("truth.honest", "truth.lie") == "truth.honest":
+        t.tell("truth.thanks")
+    else:
+        t.tell("truth.anger")
+    t.tell("truth.mends")
+    ending(t, "truth.moral")
+
+
+def hobby(t):
+    """What the hero loves in the second sentence helps in the last but one."""
+    t.tell("story.opening")
+    t.tell("hobby.loves")
+    t.tell("hobby.friend")
+    t.tell("hobby.tries")
+    t.tell("hobby.shows")
+    t.tell("hobby.works")
+    t.tell("story.thanks_hero")
+    ending(t, "hobby.moral")
+
+
+def seek(t):
+    """Who hides is found where he hid, not where the hero looked first."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.domains["count"] = numbers(5, 10)
+    t.tell("seek.start")
+    t.tell("seek.counts")
+    t.tell("seek.misses", chance=0.7)
+    t.tell("seek.finds")
+    t.tell("seek.turns")
+    ending(t, "seek.moral")
+
+
+def plant(t):
+    """A tree bears its fruit if it has water."""
+    t.tell("story.opening")
+    t.tell("story.friend")
+    t.domains["count"] = numbers(4, 9)
+    t.tell("plant.plants")
+    if t.tell("plant.cares", "plant.forgets") == "plant.cares":
+        t.tell("plant.grows")
+        t.tell("plant.shares")
+        t.tell("story.thanks_hero")
+    else:
+        t.tell("plant.dries")
+        t.tell("plant.comforts")
+    ending(t, "plant.moral")
+
+
+WITH_TOY = ("lost", "gift", "truth")  # plots with one toy of a color
+PLOTS = {
+    plot.__name__: plot
+    for plot in (
+        *(lost, share, rescue, gift, weather, race),
+        *(swap, cook, truth, hobby, seek, plant),
+    )
+}
 
 
 def story(t):
@@ -119,16 +207,23 @@ def story_questions(t):
     topics = [topic for topic in t.world.topics("ask_story") if answerable(t, topic)]
     for _ in range(t.dial["questions"]):
         t.line()
-        t.tell("marks.question")
-        asked = t.tell(*[f"ask_story.{topic}" for topic in topics])
-        topic = asked.removeprefix("ask_story.")
-        t.tell("marks.answer")
+        topic = ask(t, *[f"ask_story.{topic}" for topic in topics])
         t.tell(f"reply_story.{topic}")
         topics.remove(topic)
 
 
 def answerable(t, topic):
+    """Does the story settle what the question and its answer say?"""
     return t.knows(f"ask_story.{topic}") and t.knows(f"reply_story.{topic}")
+
+
+def ask(t, *groups):
+    """Say 'Q:', a question of the groups and 'A:'; return its topic."""
+    t.tell("marks.question")
+    group = t.tell(*groups)
+    work_out(t, group.split(".")[1])
+    t.tell("marks.answer")
+    return group.split(".")[1]
 
 
 # -------------------------------------------------- facts, sums, counting
@@ -224,27 +319,106 @@ def work_out(t, topic):
 def questions(t):
     """Questions with nothing before them, as plain text."""
     for _ in range(4):
-        topic = t.choose("topic", t.world.topics("ask"))
+        topic = t.choose("topic", t.dial["topics"])
         prepare(t, topic)
-        t.tell("marks.question")
-        t.tell(f"ask.{topic}")
-        work_out(t, topic)
-        t.tell("marks.answer")
+        ask(t, f"ask.{topic}")
         t.tell(f"reply.{topic}")
         t.line()
 
 
+# ------------------------------------------------------------ the larger dials
+
+
+def town(t):
+    """People whose house, pet, work and food are always the same."""
+    t.tell("town.about")
+    left = ["town.house", "town.pet", "town.job", "town.likes"]
+    for _ in range(3):
+        left.remove(t.tell(*left))
+
+
+def stock(t):
+    """How many are left after two changes."""
+    t.domains["count"] = numbers(3, 8)
+    t.tell("stock.has")
+    left = t["count"].value
+    for _ in range(2):
+        more = t.choose("more", [True, False]) if left > 2 else True
+        t.domains["change"] = numbers(1, 5 if more else left - 2)
+        t.tell("stock.gets" if more else "stock.eats")
+        left += t["change"].value * (1 if more else -1)
+        t["rest"] = number(left)
+        t.tell("stock.now")
+
+
+def elsewhere(t, slot):
+    """A domain: all places but the one that the slot holds."""
+    places = t.world.words["place"]
+    return lambda state: [place for place in places if place is not state[slot]]
+
+
+def moves(t):
+    """Two people and a toy; who has it, and where is it?"""
+    t.tell("tracking.start")
+    t["friend_place"] = t["hero_place"]
+    for slot in ("hero_place", "friend_place"):
+        t.domains[slot] = elsewhere(t, slot)
+    takes = t.tell("tracking.hero_takes", "tracking.friend_takes")
+    holds = "hero" if takes == "tracking.hero_takes" else "friend"
+    for _ in range(t.choose("moves", t.dial["moves"])):
+        t["holder"], t["other"] = t[holds], t["friend" if holds == "hero" else "hero"]
+        options = ["tracking.hero_goes", "tracking.friend_goes"]
+        if t["hero_place"] is t["friend_place"]:
+            options.append("tracking.gives")
+        if t.tell(*options) == "tracking.gives":
+            holds = "friend" if holds == "hero" else "hero"
+    t["holder"], t["where"] = t[holds], t[f"{holds}_place"]
+
+
+def tracking(t):
+    moves(t)
+    t.line()
+    for topic in ("who", "where"):
+        ask(t, f"ask_tracking.{topic}")
+        t.tell(f"reply_tracking.{topic}")
+        t.line()
+
+
+def both_ways(t, group, lines):
+    """Say it in one language and then in the other."""
+    for _ in range(lines):
+        first, second = t.choose("direction", [("en", "zh"), ("zh", "en")])
+        t.state = {}
+        t.language = first
+        t.tell(group)
+        said, t.join = t.last, " "
+        t.tell("translation.equals")
+        t.join, t.language = " ", second
+        t.retell(said)
+        t.line()
+
+
+def dictionary(t):
+    both_ways(t, "translation.word", 5)
+
+
+def translation(t):
+    both_ways(t, "translation.sentence", 3)
+
+
 DOCUMENTS = {
     program.__name__: program
-    for program in (story, story_questions, facts, sums, counting, questions)
+    for program in (
+        *(story, story_questions, facts, sums, counting, questions),
+        *(town, stock, tracking, dictionary, translation),
+    )
 }
 
 
 def document(t):
     """Any document: first its kind, then its language, then the rest."""
-    kinds = t.dial["documents"]
-    kind = t.choose("document", list(kinds), list(kinds.values()))
-    languages = t.dial["languages"]
-    t.language = t.choose("language", list(languages), list(languages.values()))
-    t.kind = kind
-    DOCUMENTS[kind](t)
+    kinds, languages = t.dial["documents"], t.dial["languages"]
+    t.kind = t.choose("document", list(kinds), list(kinds.values()))
+    if t.kind not in ("dictionary", "translation"):
+        t.language = t.choose("language", list(languages), list(languages.values()))
+    DOCUMENTS[t.kind](t)

@@ -35,21 +35,25 @@ def halves(text):
     return dict(zip(SPACE, texts, strict=False))
 
 
-def make_item(cls, entry, pronouns):
+def make_item(cls, entry, lexicon):
     """An entry of the lexicon's [words] as an Item."""
-    entry = entry if isinstance(entry, dict) else {"word": entry}
-    entry = {**entry, **pronouns.get(entry.get("is"), {})}
+    entry = dict(entry) if isinstance(entry, dict) else {"word": entry}
+    measures = lexicon.get("measures", {})
+    measure = entry.pop("measure", measures.get(cls, measures.get("else")))
+    entry |= lexicon.get("pronouns", {}).get(entry.pop("is", None), {})
     forms = {
         (language, form): half
         for form, text in entry.items()
         for language, half in halves(text).items()
     }
-    return Item(cls, forms)
+    return Item(cls, forms | {("zh", "measure"): measure})
 
 
 def check_words(cls, items):
     """No word of a class may be, or begin, another: a text could be read two ways."""
-    for language, form in {key for item in items for key in item.forms}:
+    for language, form in sorted({key for item in items for key in item.forms}):
+        if form == "measure":
+            continue
         forms = {item.forms[language, form] for item in items if item.knows(form)}
         if form == "word" and len(forms) < len(items):
             raise ValueError(f"{cls} has two words that are the same in {language!r}")
@@ -61,6 +65,21 @@ def check_words(cls, items):
                     raise ValueError(
                         f"{word!r} begins {other!r}: both are {cls}.{form}"
                     )
+
+
+def check_halves(group, templates):
+    """The halves of a template must draw the same and have as many free words."""
+    for template in templates:
+        english, chinese = (
+            sorted(
+                (part.role, part.cls, len(part.words))
+                for part in template.get(language, ())
+                if part.role in ("draw", "free")
+            )
+            for language in ("en", "zh")
+        )
+        if english != chinese or "zh" not in template:
+            raise ValueError(f"the halves of a sentence of {group} do not agree")
 
 
 class Document(NamedTuple):
@@ -99,10 +118,7 @@ class World:
         lexicon = load("lexicon.toml")
         sizes = self.dial["words"]
         self.words = {
-            cls: [
-                make_item(cls, entry, lexicon["pronouns"])
-                for entry in entries[: sizes.get(cls)]
-            ]
+            cls: [make_item(cls, entry, lexicon) for entry in entries[: sizes.get(cls)]]
             for cls, entries in lexicon["words"].items()
         }
         self.groups = {
@@ -113,6 +129,9 @@ class World:
         self._options, self._patterns, self._found = {}, {}, {}
         for cls, items in self.words.items():
             check_words(cls, items)
+        if "zh" in self.dial["languages"]:
+            for group, templates in self.groups.items():
+                check_halves(group, templates)
 
     # ------------------------------------------------ what the engine asks
 
@@ -156,11 +175,6 @@ class World:
             self._patterns[key] = re.compile(f"(?:{pattern}){edge}")
         return self._patterns[key]
 
-    @functools.cache  # noqa: B019
-    def request(self, topic, wording):
-        """The template of a request for a story."""
-        return parse_pair(load("lexicon.toml")["chat"][topic][wording])
-
     def begins(self, cls, language, form, text):
         """Is this text the beginning of a word of the class, or empty?"""
         if cls in ("number", "sequence"):
@@ -183,23 +197,24 @@ class World:
 
     # ------------------------------------------------------ the three uses
 
-    def sample(self, seed, program=plots.document, forced=None):
+    def sample(self, seed, program=plots.document, forced=None, language=None):
         """Write the document of this seed (an int or a str)."""
-        writer = self.write(seed, program, forced)
+        writer = self.write(seed, program, forced, language)
         return Document(
             writer.text, writer.bits, writer.kind, writer.trace, words_of(writer)
         )
 
-    def write(self, seed, program, forced=None):
+    def write(self, seed, program, forced=None, language=None):
         """Run a program with dice of this seed; the writer holds what came of it."""
         writer = Writer(self, random.Random(seed), forced)
+        writer.language = language or next(iter(self.dial["languages"]))
         writer.kind = program.__name__
         program(writer)
         return writer
 
-    def story(self, seed, forced=None):
+    def story(self, seed, forced=None, language=None):
         """A story and nothing else; its bits are those of the choices in the story."""
-        return self.sample(seed, plots.story, forced)
+        return self.sample(seed, plots.story, forced, language)
 
     def conversation(self, seed, split="train", kind=None):
         """The conversation of this seed: see conversations.py."""
