@@ -14,12 +14,12 @@ __all__ = [
     "warm_up_and_fall",
     "cosine_schedule",
     "linear_schedule",
+    "learning_rate_sweep",
     "clip_grad_norm",
     "autocast",
     "training_seconds",
     "precision_speeds",
     "fastest_precision",
-    "learning_rate_sweep",
 ]
 
 # %%
@@ -176,7 +176,6 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-# %%
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Give every group `learning_rate` times its lr_scale (1 where it has none)."""
     for group in optimizer.param_groups:
@@ -225,7 +224,6 @@ def cosine_schedule(
     )
 
 
-# %%
 def linear_schedule(
     step: int,
     max_steps: int,
@@ -241,6 +239,34 @@ def linear_schedule(
     return warm_up_and_fall(
         step, max_steps, learning_rate, warmup_steps, min_learning_rate, left
     )
+
+
+# %%
+def learning_rate_sweep(
+    optimizer: torch.optim.Optimizer,
+    loss_of_step: Callable[[int], torch.Tensor],
+    lowest: float = 1e-5,
+    highest: float = 1.0,
+    steps: int = 60,
+) -> list[tuple[float, float]]:
+    """Train while the rate grows by a constant factor: (rate, loss before it) pairs.
+
+    Smith 2017, section 3.3. Stops early when the loss is not finite or is 3 above the
+    best. It changes the weights: use a copy.
+    """
+    found, best = [], math.inf
+    for step in range(steps):
+        rate = lowest * (highest / lowest) ** (step / (steps - 1))
+        loss = loss_of_step(step)
+        found.append((rate, loss.item()))
+        best = min(best, loss.item())
+        if not loss.item() < best + 3:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+    return found
 
 
 # %%
@@ -330,7 +356,6 @@ def precision_speeds(
     return dict(sorted(speeds.items(), key=lambda item: -item[1]))
 
 
-# %%
 def fastest_precision(model: nn.Module, gain: float = 1.1, **settings: int) -> str:
     """What "auto" means on this machine: the precision in which `model` trains fastest.
 
@@ -343,31 +368,3 @@ def fastest_precision(model: nn.Module, gain: float = 1.1, **settings: int) -> s
         if speeds[precision] > gain * speeds[best]:
             best = precision
     return best
-
-
-# %%
-def learning_rate_sweep(
-    optimizer: torch.optim.Optimizer,
-    loss_of_step: Callable[[int], torch.Tensor],
-    lowest: float = 1e-5,
-    highest: float = 1.0,
-    steps: int = 60,
-) -> list[tuple[float, float]]:
-    """Train while the rate grows by a constant factor: (rate, loss before it) pairs.
-
-    Smith 2017, section 3.3. Stops early when the loss is not finite or is 3 above the
-    best. It changes the weights: use a copy.
-    """
-    found, best = [], math.inf
-    for step in range(steps):
-        rate = lowest * (highest / lowest) ** (step / (steps - 1))
-        loss = loss_of_step(step)
-        found.append((rate, loss.item()))
-        best = min(best, loss.item())
-        if not loss.item() < best + 3:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        set_learning_rate(optimizer, rate)
-        optimizer.step()
-    return found
