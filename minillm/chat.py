@@ -8,10 +8,14 @@ __all__ = [
     "STYLE",
     "Checker",
     "common_prefix",
+    "fit_context",
     "Chat",
-    "badge_html",
+    "token_probabilities",
     "tokens_html",
+    "badge_html",
     "chat_html",
+    "speak_together",
+    "build_controls",
     "ChatWidget",
 ]
 
@@ -30,10 +34,8 @@ from minillm.data import write_jsonl
 from minillm.generation import GenerationConfig, stop_before, stream_ids
 from minillm.sft import ChatTemplate, read_conversations
 
+
 # %%
-CHAT_CONFIG = GenerationConfig(max_new_tokens=160, temperature=0.6)
-
-
 def common_prefix(first: list[int], second: list[int]) -> int:
     """How many ids two sequences begin with alike."""
     length = min(len(first), len(second))
@@ -41,6 +43,29 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 
 
 # %%
+def fit_context(
+    template: ChatTemplate, head: list[dict], messages: list[dict], limit: int
+) -> tuple[list[int], int]:
+    """Ids of the prompt in at most `limit` tokens, and how many messages it leaves out.
+
+    `head`, the system message, always stays; the oldest exchanges go first. Raises
+    `ValueError` if the last message does not fit even alone.
+    """
+    for forgotten in range(0, len(messages), 2):
+        seen = head + messages[forgotten:]
+        ids, _ = template.encode(seen, add_generation_prompt=True)
+        if len(ids) <= limit:
+            return ids, forgotten
+    raise ValueError(
+        f"the message is too long: {len(ids)} tokens, with its marks and any system "
+        f"message, where the context has room for {limit} and a reply"
+    )
+
+
+# %%
+CHAT_CONFIG = GenerationConfig(max_new_tokens=160, temperature=0.6)
+
+
 class Chat:
     """A conversation with a model, whose cache is kept from turn to turn.
 
@@ -64,7 +89,7 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew; the system prompt stays."""
+        """Begin anew; the system message stays."""
         self.messages, self.forgotten = [], 0
         self.cache, self.cached = self.model.new_cache(), []
         self.finish_reason, self.reused = None, 0
@@ -99,24 +124,21 @@ class Chat:
         if not self.messages:
             raise ValueError("there is nothing to take back: no message was sent yet")
         *self.messages, question, _ = self.messages
-        self.forgotten = min(self.forgotten, len(self.messages))
         return question["content"]
 
+    @property
+    def head(self) -> list[dict]:
+        """The system message, if there is one."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
     def prompt(self) -> list[int]:
-        """What the model is about to see; leaves out the oldest turns until it fits."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        """What the model is about to see, in ids; sets `forgotten`."""
         room = min(self.config.max_new_tokens, self.context // 4)
-        while True:
-            seen = system + self.messages[self.forgotten :]
-            ids, _ = self.template.encode(seen, add_generation_prompt=True)
-            if len(ids) + room <= self.context:
-                return ids
-            if self.forgotten + 2 > len(self.messages):
-                raise ValueError(
-                    f"the message is too long: with it the model would see {len(ids)} "
-                    f"tokens, its context is {self.context}, a reply needs {room}"
-                )
-            self.forgotten += 2
+        limit = self.context - room
+        ids, self.forgotten = fit_context(
+            self.template, self.head, self.messages, limit
+        )
+        return ids
 
     def _continue(self, ids: list[int]) -> Iterator[int]:
         """Ids of the reply. Only what the cache does not hold yet is computed."""
@@ -139,8 +161,7 @@ class Chat:
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as a line that chapter 10 can train on."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        write_jsonl([{"conversations": system + self.messages}], path)
+        write_jsonl([{"conversations": self.head + self.messages}], path)
 
     def load(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote."""
@@ -151,20 +172,32 @@ class Chat:
             self.system = messages.pop(0)["content"]
         self.messages = messages
 
-    def probabilities(self) -> list[tuple[str, float]]:
-        """The tokens of the last reply and its end, each with its probability."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        seen = system + self.messages[self.forgotten :]
-        ids, learned = self.template.encode(seen)
-        start = len(self.template.encode(seen[:-1], add_generation_prompt=True)[0])
-        inputs = torch.tensor([ids], device=self.model.lm_head.weight.device)
-        with torch.inference_mode():
-            shares = self.model(inputs)[0, :-1].float().softmax(-1)
-        return [
-            (self.tokenizer.decode([ids[t]]), shares[t - 1, ids[t]].item())
-            for t in range(start, len(ids))
-            if learned[t]
-        ]
+
+# %%
+@torch.inference_mode()
+def token_probabilities(chat: Chat) -> list[tuple[str, float]]:
+    """The tokens of the last reply and its end, each with its probability."""
+    seen = chat.head + chat.messages[chat.forgotten :]
+    ids, learned = chat.template.encode(seen)
+    start = len(chat.template.encode(seen[:-1], add_generation_prompt=True)[0])
+    inputs = torch.tensor([ids], device=chat.model.lm_head.weight.device)
+    shares = chat.model(inputs)[0, :-1].float().softmax(-1)  # (T - 1, V)
+    return [
+        (chat.tokenizer.decode([ids[t]]), shares[t - 1, ids[t]].item())
+        for t in range(start, len(ids))
+        if learned[t]
+    ]
+
+
+def tokens_html(tokens: list[tuple[str, float]]) -> str:
+    """Tokens on a ground that is the paler, the surer the model was of them."""
+    parts = []
+    for text, share in tokens:
+        ground = f"rgb(255, {int(140 + 115 * share)}, {int(60 + 195 * share)})"
+        style = f"background:{ground};color:#111;font-style:normal;border-radius:3px"
+        shown = html.escape(text).replace("\n", "↵\n")
+        parts.append(f"<i style='{style}' title='{share:.2f}'>{shown}</i>")
+    return "".join(parts)
 
 
 # %%
@@ -179,7 +212,6 @@ STYLE = """<style>
 .mini-chat b {font-size: 12px; padding: 1px 6px; border-radius: 8px; margin-left: 6px}
 .mini-chat .right {background: #cdeccd; color: #0b4a0b}
 .mini-chat .wrong {background: #f7d0c8; color: #6d1200}
-.mini-chat i {font-style: normal; border-radius: 3px; color: #111}
 .bd-content .mini-live {display: none !important}
 </style>"""
 
@@ -187,47 +219,74 @@ Checker = Callable[[str], tuple[bool, str] | None]
 
 
 def badge_html(verdict: tuple[bool, str] | None) -> str:
-    """What a checker says of a reply, as a small coloured mark."""
+    """What a checker says of a reply, as a small colored mark."""
     if verdict is None:
         return ""
     right, text = verdict
     return f"<b class='{'right' if right else 'wrong'}'>{html.escape(text)}</b>"
 
 
-def tokens_html(tokens: list[tuple[str, float]]) -> str:
-    """Tokens on a ground that is the paler, the surer the model was of them."""
-    parts = []
-    for text, share in tokens:
-        ground = f"rgb(255, {int(140 + 115 * share)}, {int(60 + 195 * share)})"
-        shown = html.escape(text).replace("\n", "↵\n")
-        parts.append(f"<i style='background:{ground}' title='{share:.2f}'>{shown}</i>")
-    return "".join(parts)
-
-
 def chat_html(
     chat: Chat, pending: str = "", checker: Checker | None = None, tokens: bool = False
 ) -> str:
     """A conversation as HTML; whatever was typed or generated is shown as text."""
-    parts = []
+    parts, last = [], len(chat.messages) - 1
     for number, message in enumerate(chat.messages):
-        text, badge, role = html.escape(message["content"]), "", message["role"]
-        if role == "assistant":
-            badge = badge_html(checker(message["content"])) if checker else ""
-            if tokens and number == len(chat.messages) - 1:
-                text = tokens_html(chat.probabilities())
+        role, content = message["role"], message["content"]
+        text = html.escape(content)
+        if tokens and role == "assistant" and number == last and not pending:
+            text = tokens_html(token_probabilities(chat))
+        if checker and role == "assistant":
+            text += badge_html(checker(content))
         if number == chat.forgotten > 0:
-            parts.append(
-                "<div class='note'>the context is full: the model no longer "
-                "sees what is above</div>"
-            )
+            note = "the context is full: the model no longer sees what is above"
+            parts.append(f"<div class='note'>{note}</div>")
         faded = " forgotten" if number < chat.forgotten else ""
-        parts.append(f"<div class='{role}{faded}'>{text}{badge}</div>")
+        parts.append(f"<div class='{role}{faded}'>{text}</div>")
     if pending:
         parts.append(f"<div class='assistant'>{html.escape(pending)}▌</div>")
     return f"{STYLE}<div class='mini-chat' role='log'>{''.join(parts)}</div>"
 
 
 # %%
+def speak_together(chats: list[Chat], text: str) -> Iterator[list[str]]:
+    """Say `text` to every chat; yield what each has replied so far. May be closed."""
+    so_far = [""] * len(chats)
+    streams = [chat.stream(text) for chat in chats]
+    try:
+        for pieces in zip_longest(*streams, fillvalue=""):
+            so_far = [old + new for old, new in zip(so_far, pieces, strict=True)]
+            yield so_far
+    finally:
+        for stream in streams:
+            stream.close()
+        shortest = min(len(chat.messages) for chat in chats)
+        for chat in chats:  # if one refused the message, none has it
+            if len(chat.messages) > shortest:
+                chat.undo()
+
+
+# %%
+def build_controls(config: GenerationConfig) -> dict:
+    """The entry, buttons, sliders and check box of a chat window, by name."""
+    import ipywidgets as w  # only the window needs it, a terminal does not
+
+    wide, narrow = w.Layout(flex="1 1 240px", width="auto"), w.Layout(width="auto")
+    entry = w.Text(placeholder="Say something, then press Enter", description="You")
+    entry.layout = wide
+    made = {"entry": entry}
+    for name in ("send", "stop", "retry", "new"):
+        made[name] = w.Button(description=name.title(), layout=narrow)
+    made["temperature"] = w.FloatSlider(config.temperature, min=0, max=2, step=0.1)
+    made["top_p"] = w.FloatSlider(config.top_p, min=0.05, max=1, step=0.05)
+    made["max_new_tokens"] = w.IntSlider(config.max_new_tokens, min=1, max=512)
+    for name in ("temperature", "top_p", "max_new_tokens"):
+        made[name].description = name.replace("_", " ")
+        made[name].style = {"description_width": "initial"}
+    made["tokens"] = w.Checkbox(description="show probabilities", indent=False)
+    return made
+
+
 class ChatWidget:
     """A chat window for notebooks: streaming, stop, retry, sampling, side by side.
 
@@ -243,60 +302,44 @@ class ChatWidget:
         checker: Checker | None = None,
         names: tuple[str, str] = ("tuned", "base"),
     ):
-        self.chats = [chat] + ([other] if other else [])
+        import ipywidgets as w
+
+        self.chats = [chat, other] if other else [chat]
         self.checker, self.names = checker, names
         self.worker: threading.Thread | None = None
         self.stopping = threading.Event()
-        self.pending = [""] * len(self.chats)
-        self.note = ""
-        self._build()
+        self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in self.chats]
+        self.status, self.controls = w.HTML(), build_controls(chat.config)
+        wrap = w.Layout(flex_flow="row wrap", align_items="center")
+        first = [self.controls[k] for k in ("entry", "send", "stop", "retry", "new")]
+        rest = [widget for widget in self.controls.values() if widget not in first]
+        rows = [w.HBox(first, layout=wrap), w.HBox(rest, layout=wrap)]
+        for row in rows:
+            row.add_class("mini-live")  # hidden on pages without a kernel
+        columns = w.HBox(self.panes, layout=w.Layout(flex_flow="row wrap"))
+        self.box = w.VBox([columns, self.status, *rows])
+        self._connect()
         self.show()
 
-    def _build(self) -> None:
-        import ipywidgets as w  # only the window needs it, a terminal does not
+    def _connect(self) -> None:
+        """What each control does."""
+        controls = self.controls
+        controls["entry"].on_msg(
+            lambda _, content, __: content.get("event") == "submit" and self.send()
+        )
+        for name, action in (
+            ("send", self.send), ("stop", self.stop),
+            ("retry", self.retry), ("new", self.reset),
+        ):  # fmt: skip
+            controls[name].on_click(lambda _, action=action: action())
+        for name in ("temperature", "top_p", "max_new_tokens"):
+            controls[name].observe(lambda _: self.set_sampling(), names="value")
+        controls["tokens"].observe(lambda _: self.show(), names="value")
 
-        self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in self.chats]
-        self.entry = w.Text(placeholder="Say something, then Enter", description="You")
-        self.entry.layout = w.Layout(flex="1 1 240px", width="auto")
-        self.entry.on_msg(self._on_enter)
-        actions = {
-            "Send": lambda _: self.send(),
-            "Stop": lambda _: self.stop(),
-            "Retry": lambda _: self.retry(),
-            "New": lambda _: self.reset(),
-        }
-        self.buttons = {name: w.Button(description=name) for name in actions}
-        for name, action in actions.items():
-            self.buttons[name].layout = w.Layout(width="auto")
-            self.buttons[name].on_click(action)
-        config = self.chats[0].config
-        self.sampling = {
-            "temperature": w.FloatSlider(config.temperature, min=0, max=2, step=0.1),
-            "top_p": w.FloatSlider(config.top_p, min=0.05, max=1, step=0.05),
-            "max_new_tokens": w.IntSlider(config.max_new_tokens, min=1, max=512),
-        }
-        for name, slider in self.sampling.items():
-            slider.description = name.replace("_", " ")
-            slider.style = {"description_width": "initial"}
-            slider.observe(self._on_sampling, names="value")
-        self.tokens = w.Checkbox(False, description="show probabilities", indent=False)
-        self.tokens.observe(lambda _: self.show(), names="value")
-        wrap = w.Layout(flex_flow="row wrap", align_items="center")
-        rows = [
-            w.HBox([self.entry, *self.buttons.values()], layout=wrap),
-            w.HBox([*self.sampling.values(), self.tokens], layout=wrap),
-        ]
-        for row in rows:
-            row.add_class("mini-live")  # hidden where there is no kernel to talk to
-        self.status = w.HTML()
-        self.box = w.VBox([w.HBox(self.panes, layout=wrap), self.status, *rows])
-
-    def _on_enter(self, _, content: dict, __) -> None:
-        if content.get("event") == "submit":
-            self.send()
-
-    def _on_sampling(self, _) -> None:
-        values = {name: slider.value for name, slider in self.sampling.items()}
+    def set_sampling(self) -> None:
+        """Take over the sliders; a temperature of 0 is greedy."""
+        names = ("temperature", "top_p", "max_new_tokens")
+        values = {name: self.controls[name].value for name in names}
         values["do_sample"] = values["temperature"] > 0
         values["temperature"] = values["temperature"] or 1.0
         for chat in self.chats:
@@ -308,31 +351,10 @@ class ChatWidget:
 
     def send(self) -> None:
         """Send what stands in the entry."""
-        if (text := self.entry.value.strip()) and not self.busy:
-            self.entry.value = ""
+        entry = self.controls["entry"]
+        if (text := entry.value.strip()) and not self.busy:
+            entry.value = ""
             self.ask(text)
-
-    def retry(self) -> None:
-        """Take back the last exchange and ask the same again."""
-        if not self.busy and self.chats[0].messages:
-            for chat in self.chats:
-                text = chat.undo()
-                if chat.config.seed is not None:  # else the same reply would come
-                    chat.config = replace(chat.config, seed=chat.config.seed + 1)
-            self.ask(text)
-
-    def stop(self) -> None:
-        """Have the replies end where they are, and wait until they have."""
-        self.stopping.set()
-        if self.busy:
-            self.worker.join()
-
-    def reset(self) -> None:
-        """Begin a new conversation."""
-        self.stop()
-        for chat in self.chats:
-            chat.reset()
-        self.show()
 
     def ask(self, text: str, wait: bool = False) -> None:
         """Send `text` to every chat; with `wait`, return when the replies are there."""
@@ -345,44 +367,53 @@ class ChatWidget:
             self.worker.join()
 
     def _run(self, text: str) -> None:
-        """Let the chats speak by turns, a piece each, until all have ended."""
-        self.pending, self.note, shown = [" "] * len(self.chats), "", 0.0
-        streams = [chat.stream(text) for chat in self.chats]
+        note, shown, replies = "", 0.0, speak_together(self.chats, text)
+        self.show([" "] * len(self.chats))
         try:
-            for pieces in zip_longest(*streams, fillvalue=""):
-                self.pending = [
-                    a + b for a, b in zip(self.pending, pieces, strict=True)
-                ]
+            for so_far in replies:
                 if self.stopping.is_set():
                     break
-                if time.monotonic() - shown > 0.05:
-                    self.show()
+                if time.monotonic() - shown > 0.05:  # at most 20 pictures a second
+                    self.show([reply + " " for reply in so_far])
                     shown = time.monotonic()
-        except Exception as error:  # a thread's error would be seen by nobody
-            self.note = f"{type(error).__name__}: {error}"
+        except Exception as error:  # in a thread nobody else would see it
+            note = f"{type(error).__name__}: {error}"
         finally:
-            for stream in streams:
-                stream.close()
-            even = min(len(chat.messages) for chat in self.chats)
-            for chat in self.chats:  # if one refused the message, none has it
-                if len(chat.messages) > even:
-                    chat.undo()
-            self.pending = [""] * len(self.chats)
-            self.show()
+            replies.close()
+            self.show(note=note)
 
-    def show(self) -> None:
+    def stop(self) -> None:
+        """Have the replies end where they are, and wait until they have."""
+        self.stopping.set()
+        if self.busy:
+            self.worker.join()
+
+    def retry(self) -> None:
+        """Take back the last exchange and ask the same again."""
+        if not self.busy and self.chats[0].messages:
+            for chat in self.chats:
+                text = chat.undo()
+                if chat.config.seed is not None:  # else the same reply would come
+                    chat.config = replace(chat.config, seed=chat.config.seed + 1)
+            self.ask(text)
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.stop()
+        for chat in self.chats:
+            chat.reset()
+        self.show()
+
+    def show(self, pending: list[str] | None = None, note: str = "") -> None:
         """Draw the conversation as it stands."""
-        for number, (chat, pane) in enumerate(zip(self.chats, self.panes, strict=True)):
-            title = (
-                f"<b>{html.escape(self.names[number])}</b>" if self.chats[1:] else ""
-            )
-            body = chat_html(
-                chat, self.pending[number], self.checker, self.tokens.value
-            )
-            pane.value = title + body
+        pending = pending or [""] * len(self.chats)
+        tokens, parts = self.controls["tokens"].value, (self.chats, self.names)
+        for pane, chat, name, new in zip(self.panes, *parts, pending, strict=False):
+            title = f"<b>{html.escape(name)}</b>" if self.chats[1:] else ""
+            pane.value = title + chat_html(chat, new, self.checker, tokens)
         reasons = {"length": "cut at its longest", "stopped": "stopped"}
         reason = reasons.get(self.chats[0].finish_reason or "", "")
-        self.status.value = html.escape(self.note or reason)
+        self.status.value = html.escape(note or reason)
 
     def _repr_mimebundle_(self, **options) -> dict:
         """The live window, and for pages without widgets the conversation as HTML."""

@@ -387,7 +387,7 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / asked, z * z / asked
     middle = (share + spread / 2) / (1 + spread)
     half = z * (share * (1 - share) / asked + spread / asked / 4) ** 0.5 / (1 + spread)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def grade(
