@@ -1,4 +1,4 @@
-"""Little World in a terminal: python -m littleworld make|sample|score|check."""
+"""Little World in a terminal: python -m littleworld make|sample|score|check|figures."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from littleworld.corpus import write_corpus
+from littleworld.corpus import figures, write_corpus
 from littleworld.world import World
 
 
@@ -21,7 +21,9 @@ def main(arguments=None):
 
 def parser():
     top = argparse.ArgumentParser(prog="littleworld", description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="make|sample|score|check")
+    commands = top.add_subparsers(
+        required=True, metavar="make|sample|score|check|figures"
+    )
 
     make = commands.add_parser("make", help="write the corpus into a folder")
     make.add_argument("folder", type=Path)
@@ -40,6 +42,9 @@ def parser():
         command = commands.add_parser(name, help=help)
         command.add_argument("text", nargs="?", help="the text; else standard input")
         command.set_defaults(run=run)
+
+    weigh = commands.add_parser("figures", help="bytes and bits by kind, and packers")
+    weigh.set_defaults(run=run_figures)
 
     for command in commands.choices.values():
         command.add_argument("--dial", default="small", help="a name of dials.toml")
@@ -64,6 +69,19 @@ def run_sample(args):
     for seed in range(args.seed, args.seed + args.count):
         document = world.sample(seed)
         print(f"[{document.kind}, {document.bits:.2f} bits]\n{document.text}\n")
+    return 0
+
+
+def run_figures(args):
+    found = figures(args.dial, seed=args.seed)
+    rows = list(found["kinds"].items())
+    rows.append(("all", tuple(map(sum, zip(*found["kinds"].values(), strict=True)))))
+    print("| documents | share | bytes | bits | bits per byte |\n|--|--|--|--|--|")
+    for kind, (count, size, bits) in rows:
+        share = count / rows[-1][1][0]
+        means = f"{size / count:.0f} | {bits / count:.1f} | {bits / size:.4f}"
+        print(f"| {kind} | {share:.0%} | {means} |")
+    print(", ".join(f"{name} {bits:.3f}" for name, bits in found["packed"].items()))
     return 0
 
 

@@ -9,6 +9,7 @@ test tells what was understood from what was repeated.
 import functools
 import hashlib
 import itertools
+import json
 import math
 import random
 from typing import NamedTuple
@@ -17,9 +18,10 @@ from littleworld import plots
 from littleworld.engine import Writer, numbers
 from littleworld.world import World
 
+MOST_FACTS = 5000  # of a topic with more (stories to order), every n-th is asked
 HELD_OUT = 0.2  # the share of questions that training never sees
 
-# The kinds of conversation, and the topics that each asks about.
+# Kinds that ask about something that can be listed, and their topics in the lexicon.
 TOPICS = {
     "greeting": ["hello", "who", "can", "thanks", "bye"],
     "fact": ["says", "eats", "lives"],
@@ -29,29 +31,15 @@ TOPICS = {
     "counting": ["up", "down"],
     "town": ["house", "pet", "job", "likes"],
     "unknown": ["unknown", "stranger"],
+    "refusal": ["refuse"],
     "story": ["story_kind", "story_name", "story_toy"],
 }
-# Those that ask about a text just told: the program that tells it, and the questions.
+# Kinds that ask about a text just told: the program that tells it, and the questions.
 CONTEXTS = {
     "story_question": (plots.story, "story"),
     "tracking": (plots.moves, "tracking"),
 }
-
-
-def kinds_of(world):
-    """The kinds of conversation that this dial has, each with its topics."""
-    extra = [*TOPICS["greeting"], *TOPICS["unknown"], *TOPICS["story"]]
-    known = {*extra, *world.dial["topics"]}
-    kinds = {
-        kind: [topic for topic in topics if topic in known]
-        for kind, topics in TOPICS.items()
-    }
-    kinds["story_question"] = []
-    if "tracking" in world.dial["documents"]:
-        kinds["tracking"] = []
-    return {
-        kind: topics for kind, topics in kinds.items() if topics or kind in CONTEXTS
-    }
+SHORT = ("greeting", "fact", "opposite", "day", "sum", "counting", "town", "unknown")
 
 
 class Question(NamedTuple):
@@ -98,10 +86,9 @@ def facts_of(world, topic):
         ]
     template = world.groups[f"ask.{topic}"][0]["en"]
     draws = {part.text: words[part.cls] for part in template if part.role == "draw"}
-    return [
-        dict(zip(draws, items, strict=True))
-        for items in itertools.product(*draws.values())
-    ]
+    facts = list(itertools.product(*draws.values()))
+    step = 1 + len(facts) // MOST_FACTS
+    return [dict(zip(draws, items, strict=True)) for items in facts[::step]]
 
 
 def questions_of(world, kind, topic):
@@ -140,7 +127,7 @@ def pools(world):
     """(kind, topic) -> Pools, for all that can be listed."""
     return {
         (kind, topic): split(questions_of(world, kind, topic))
-        for kind, topics in kinds_of(world).items()
+        for kind, topics in TOPICS.items()
         for topic in topics
     }
 
@@ -148,25 +135,50 @@ def pools(world):
 # ------------------------------------------------------------- one exchange
 
 
+class Exchange(NamedTuple):
+    """What is asked and answered, what the judge needs, what was said before."""
+
+    text: str
+    answer: str
+    needs: dict
+    earlier: list = []
+
+
+def pick(rng, options):
+    """One of the options; only rng.random() is promised to repeat everywhere."""
+    return options[int(rng.random() * len(options))]
+
+
+def draw(world, rng, kind, novelty="trained"):
+    """A question of this kind and novelty, topics having equal chances."""
+    fitting = [
+        questions
+        for (its_kind, _), its_pools in pools(world).items()
+        if its_kind == kind
+        and (questions := getattr(its_pools, novelty.replace(" ", "_")))
+    ]
+    return pick(rng, pick(rng, fitting))
+
+
 def ask(world, question, language, seed):
-    """The user's text, the assistant's answer, and what the judge needs."""
+    """Ask a question that can be listed."""
     writer = Writer(world, random.Random(seed), question.slots)
     writer.language = language
     writer.say(world.groups[f"ask.{question.topic}"][question.wording])
     if question.kind == "story":
-        return writer.text, *request_story(world, question, language, seed)
+        return request_story(world, question, language, seed, writer.text)
     plots.work_out(writer, question.topic)
-    return writer.text, *reply(writer, f"reply.{question.topic}")
+    return answer(writer, writer.text, f"reply.{question.topic}")
 
 
-def reply(writer, group):
-    """The answer to what the writer has asked."""
+def answer(writer, text, group, earlier=()):
+    """The exchange whose answer the writer tells from this group."""
     writer.pieces, writer.join = [], ""
     writer.tell(group)
-    return writer.text, {"answers": [writer.text]}
+    return Exchange(text, writer.text, {"answers": [writer.text]}, list(earlier))
 
 
-def request_story(world, question, language, seed):
+def request_story(world, question, language, seed, text):
     """A story that fits a request, and its constraints."""
     forced = dict(question.slots)
     if "toy" in forced:
@@ -174,11 +186,11 @@ def request_story(world, question, language, seed):
         forced["plot"] = pick(random.Random(seed), fitting)
     story = world.story(f"{seed}/story", forced, language)
     words = {slot: item.form("en") for slot, item in question.slots.items()}
-    return story.text, {"story": words, "dial": world.dial_name}
+    return Exchange(text, story.text, {"story": words, "dial": world.dial_name})
 
 
 def ask_about(world, kind, language, seed):
-    """A text in the context, and a question about it."""
+    """Tell a text, and ask about it."""
     program, section = CONTEXTS[kind]
     writer = world.write(f"{seed}/{kind}", program, language=language)
     told = writer.text
@@ -191,7 +203,62 @@ def ask_about(world, kind, language, seed):
     topic = topics[int(writer.random() * len(topics))]
     writer.pieces, writer.join = [told, "\n"], ""
     writer.tell(f"ask_{section}.{topic}")
-    return writer.text, *reply(writer, f"reply_{section}.{topic}")
+    return answer(writer, writer.text, f"reply_{section}.{topic}")
+
+
+def follow_up(world, rng, language, novelty, seed):
+    """'What does the cat eat?' and then only 'And the dog?'"""
+    first = draw(world, rng, pick(rng, ("fact", "opposite", "day")))
+    then = first
+    while then.fact() == first.fact() or then.topic != first.topic:
+        then = draw(world, rng, first.kind, novelty)
+    earlier = ask(world, first, language, seed)
+    writer = Writer(world, rng, then.slots)
+    writer.language = language
+    (slot,) = then.slots
+    writer.tell(f"follow.{slot}")
+    said = messages(earlier.text, earlier.answer)
+    return answer(writer, writer.text, f"reply.{then.topic}", said)
+
+
+def again(world, rng, language, novelty, seed):
+    """The last answer, once more."""
+    kinds = [kind for kind in SHORT if kind in world.dial["conversations"]]
+    kinds.remove("greeting")
+    earlier = ask(world, draw(world, rng, pick(rng, kinds), novelty), language, seed)
+    writer = Writer(world, rng)
+    writer.language = language
+    writer.tell("follow.again")
+    said = messages(earlier.text, earlier.answer)
+    return Exchange(writer.text, earlier.answer, {"answers": [earlier.answer]}, said)
+
+
+def translate(world, rng, language, novelty):
+    """A sentence, and the same in the other language; a fifth is kept for the test."""
+    while True:
+        writer = Writer(world, rng)
+        writer.language = language
+        writer.tell("follow.translate")
+        writer.tell("translation.sentence")
+        text, writer.pieces, writer.join = writer.text, [], ""
+        held_out = rank(text)[0] < HELD_OUT * 256
+        if held_out == (novelty != "trained"):
+            writer.language = "zh" if language == "en" else "en"
+            writer.retell(writer.last)
+            return Exchange(text, writer.text, {"answers": [writer.text]})
+
+
+def exchange(world, rng, kind, language, novelty, seed):
+    """An exchange of any kind."""
+    if kind in CONTEXTS:
+        return ask_about(world, kind, language, seed)
+    if kind == "follow_up":
+        return follow_up(world, rng, language, novelty, seed)
+    if kind == "again":
+        return again(world, rng, language, novelty, seed)
+    if kind == "translation":
+        return translate(world, rng, language, novelty)
+    return ask(world, draw(world, rng, kind, novelty), language, seed)
 
 
 # ------------------------------------------------------------ conversations
@@ -203,37 +270,27 @@ def conversation(world, seed, split="train", kind=None):
     split="test" asks what training never asks: `novelty` says whether the fact is
     known from other wordings ("new prompt") or not ("never asked").
     """
+    kinds = world.dial["conversations"]
     if split not in ("train", "test"):
         raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
-    kinds = kinds_of(world)
     if kind is not None and kind not in kinds:
         raise ValueError(f"no kind {kind!r}; there are {', '.join(kinds)}")
     seed = f"conversation/{split}/{seed}"
     rng = random.Random(seed)
-    kind = kind or pick(rng, list(kinds))
+    kind = kind or pick(rng, kinds)
     language = choose_language(world, rng)
-    earlier = []
-    if kind not in CONTEXTS:
+    novelty = choose_novelty(rng, split, kind)
+    said = []
+    if kind in TOPICS:  # the others have something before them anyway, or a text
         for turn in range(pick(rng, (0, 0, 1, 2))):
-            earlier += small_exchange(world, rng, language, f"{seed}/{turn}")
-    if kind in CONTEXTS:
-        novelty = "trained" if split == "train" else "never asked"
-        text, answer, needs = ask_about(world, kind, language, seed)
-    else:
-        novelty = choose_novelty(rng, split, kind)
-        question = draw(world, rng, kind, novelty)
-        text, answer, needs = ask(world, question, language, seed)
+            said += small_talk(world, rng, language, f"{seed}/{turn}")
+    last = exchange(world, rng, kind, language, novelty, seed)
     return {
-        "conversations": earlier + messages(text, answer),
+        "conversations": said + last.earlier + messages(last.text, last.answer),
         "kind": kind,
         "novelty": novelty,
-        **needs,
+        **last.needs,
     }
-
-
-def pick(rng, options):
-    """One of the options; only rng.random() is promised to repeat everywhere."""
-    return options[int(rng.random() * len(options))]
 
 
 def choose_language(world, rng):
@@ -249,53 +306,49 @@ def choose_language(world, rng):
 
 def choose_novelty(rng, split, kind):
     """Half of the tests are about facts that training never asks for."""
+    novelty = pick(rng, ("new prompt", "never asked"))
     if split == "train":
         return "trained"
-    novelty = pick(rng, ("new prompt", "never asked"))
-    return "new prompt" if kind == "greeting" else novelty
+    if kind in TOPICS:
+        return "new prompt" if kind == "greeting" else novelty
+    return "never asked"
+
+
+def small_talk(world, rng, language, seed):
+    """An earlier exchange: anything short that training knows."""
+    kinds = [kind for kind in SHORT if kind in world.dial["conversations"]]
+    earlier = ask(world, draw(world, rng, pick(rng, kinds)), language, seed)
+    return messages(earlier.text, earlier.answer)
 
 
 def messages(text, answer):
+    """One exchange as two messages."""
     return [
         {"role": "user", "content": text},
         {"role": "assistant", "content": answer},
     ]
 
 
-def draw(world, rng, kind, novelty="trained"):
-    """A question of this kind and novelty, topics having equal chances."""
-    fitting = [
-        questions
-        for (its_kind, _), its_pools in pools(world).items()
-        if its_kind == kind
-        and (questions := getattr(its_pools, novelty.replace(" ", "_")))
-    ]
-    return pick(rng, pick(rng, fitting))
-
-
-def small_exchange(world, rng, language, seed):
-    """An earlier exchange: anything short that training knows."""
-    kind = pick(rng, [k for k in kinds_of(world) if k not in (*CONTEXTS, "story")])
-    text, answer, _ = ask(world, draw(world, rng, kind), language, seed)
-    return messages(text, answer)
+# -------------------------------------------------------------------- judge
 
 
 @functools.lru_cache(8)
 def world_of(dial):
-    return World(dial)
+    """The world of a dial's name, or of its table as JSON."""
+    return World(json.loads(dial))
 
 
-def judge(example, reply, world=None):
+def judge(example, reply):
     """Is the reply right? Exactly: one of the answers, or a story that was asked for.
 
     Example:
-        >>> judge({"answers": ["6 5 4."]}, " 6 5 4.\\n")
+        >>> judge({"answers": ["6 5 4."]}, " 6 5 4.\n")
         True
     """
     reply = reply.strip()
     if "answers" in example:
         return reply in example["answers"]
-    verdict = (world or world_of(example["dial"])).check(reply)
+    verdict = world_of(json.dumps(example["dial"])).check(reply)
     wanted = example["story"].items()
     return (
         verdict.right

@@ -1,11 +1,14 @@
 """The corpus on disk: documents and conversations, made from a seed."""
 
+import bz2
+import collections
 import hashlib
 import json
+import lzma
 import os
+import zlib
 from pathlib import Path
 
-from littleworld.conversations import kinds_of
 from littleworld.world import World
 
 # A seed names its split, so that no validation document shares one with training.
@@ -22,7 +25,7 @@ def document_rows(world, split, seed, count, exact=False):
 
 def conversation_rows(world, split, seed, count):
     """Rows {"conversations", "kind", ...}, the kinds in turn."""
-    kinds = list(kinds_of(world))
+    kinds = world.dial["conversations"]
     for index in range(count):
         kind = kinds[index % len(kinds)]
         yield world.conversation(f"{seed}/{index}", split, kind)
@@ -63,7 +66,7 @@ def write_corpus(
     """
     folder, world = Path(folder), World(dial)
     folder.mkdir(parents=True, exist_ok=True)
-    tests = per_kind * len(kinds_of(world))
+    tests = per_kind * len(world.dial["conversations"])
     rows = {
         "train": document_rows(world, "train", seed, documents),
         "validation": document_rows(world, "validation", seed, validation, exact=True),
@@ -81,3 +84,33 @@ def write_corpus(
     temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, folder / "about.json")
     return about
+
+
+COMPRESSORS = {
+    "zlib": lambda data: zlib.compress(data, 9),
+    "bz2": lambda data: bz2.compress(data, 9),
+    "xz": lambda data: lzma.compress(data, preset=9),
+}
+
+
+def figures(dial="small", documents=4000, seed=0):
+    """What a dial's documents weigh: bytes and bits by kind, and what packers need.
+
+    Returns {"kinds": {kind: (documents, bytes, bits)}, "packed": {name: bits per
+    byte}}; the packers see all the documents at once, one to a line.
+    """
+    world, kinds, texts = World(dial), collections.defaultdict(list), []
+    for row in document_rows(world, "train", seed, documents):
+        size = len(row["text"].encode())
+        kinds[row["kind"]].append((1, size, row["bits"]))
+        texts.append(row["text"])
+    data = "\n".join(texts).encode()
+    return {
+        "kinds": {
+            kind: tuple(map(sum, zip(*rows, strict=True)))
+            for kind, rows in kinds.items()
+        },
+        "packed": {
+            name: 8 * len(pack(data)) / len(data) for name, pack in COMPRESSORS.items()
+        },
+    }

@@ -129,7 +129,9 @@ def parse_template(text):
         elif slot := match["fixed"]:
             parts.append(Part("fixed", slot, "", full_form(match["fixed_form"])))
         else:
-            words = sorted(match["free"].split("|"), key=len, reverse=True)
+            words = match["free"].split("|")
+            if any(a != b and a.startswith(b) for a in words for b in words):
+                raise ValueError(f"a free word begins another in {text!r}")
             parts.append(Part("free", words=tuple(words)))
     if end < len(text):
         parts.append(Part("text", text[end:]))

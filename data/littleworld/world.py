@@ -113,7 +113,7 @@ class World:
     """Little World at one setting of the dial: a name from dials.toml, or a table."""
 
     def __init__(self, dial="small"):
-        self.dial_name = dial if isinstance(dial, str) else "custom"
+        self.dial_name = dial  # as it was given: a name, or the table itself
         self.dial = load_dial(dial)
         lexicon = load("lexicon.toml")
         sizes = self.dial["words"]
