@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 from littleworld import World, check, excess, explain, judge, score, write_corpus
 from littleworld.conversations import pools
 from littleworld.engine import number, parse_template, read
+from littleworld.lexicon import check_halves, check_words, load, load_dial, make_item
 from littleworld.plots import document
-from littleworld.world import (
-    check_halves,
-    check_words,
-    default_world,
-    load,
-    load_dial,
-    make_item,
-)
+from littleworld.world import default_world
 
 ROOT = Path(__file__).parents[1]
 DIALS = sorted(load("dials.toml"))
@@ -124,6 +118,16 @@ def test_a_text_of_another_world_has_no_bits(world, samples):
     assert score(text) < math.inf and world.leaves(text) == len(text)
     broken = text[:40] + "#" + text[40:]
     assert score(broken) == math.inf and world.leaves(broken) == 40
+
+
+def test_a_number_is_written_in_one_way(world):
+    text = (
+        "Count from 3 to 5: 3 4 5. Count from 0 to 2: 0 1 2. Count from 3 to 5: 3 4 5."
+    )
+    assert score(text) < math.inf
+    for other in ("03", "\u0663", "３", "+3"):
+        assert score(text.replace("3", other)) == score(text.replace("3", other, 1))
+        assert score(text.replace("3", other)) == math.inf
 
 
 @settings(max_examples=60, deadline=None)
@@ -402,6 +406,8 @@ def test_the_full_dial_talks_in_two_languages():
 def test_unknown_splits_kinds_and_dials_are_named(world):
     with pytest.raises(ValueError, match="no dial 'huge'; there are .*small"):
         World("huge")
+    with pytest.raises(ValueError, match="keys of 'small'; see largest"):
+        World({k: v for k, v in load_dial("small").items() if k != "largest"})
     with pytest.raises(ValueError, match="'train' and 'test'"):
         world.conversation(0, "dev")
     with pytest.raises(ValueError, match="no kind 'joke'; there are greeting"):

@@ -3,83 +3,28 @@
 import functools
 import random
 import re
-import tomllib
-from pathlib import Path
 from typing import NamedTuple
 
 from littleworld import plots
 from littleworld.engine import (
-    SPACE,
-    Item,
     Step,
     Writer,
     add_probabilities,
     number,
-    parse_template,
     read,
     sequence,
 )
+from littleworld.lexicon import (
+    check_halves,
+    check_words,
+    load,
+    load_dial,
+    make_item,
+    parse_pair,
+)
 
-FOLDER = Path(__file__).parent
-
-
-@functools.cache
-def load(name):
-    """A TOML file of this package, read once."""
-    return tomllib.loads((FOLDER / name).read_text(encoding="utf-8"))
-
-
-def halves(text):
-    """A text of the lexicon as {"en": ..., "zh": ...}."""
-    texts = [text] if isinstance(text, str) else text
-    return dict(zip(SPACE, texts, strict=False))
-
-
-def make_item(cls, entry, lexicon):
-    """An entry of the lexicon's [words] as an Item."""
-    entry = dict(entry) if isinstance(entry, dict) else {"word": entry}
-    measures = lexicon.get("measures", {})
-    measure = entry.pop("measure", measures.get(cls, measures.get("else")))
-    entry |= lexicon.get("pronouns", {}).get(entry.pop("is", None), {})
-    forms = {
-        (language, form): half
-        for form, text in entry.items()
-        for language, half in halves(text).items()
-    }
-    return Item(cls, forms | {("zh", "measure"): measure})
-
-
-def check_words(cls, items):
-    """No word of a class may be, or begin, another: a text could be read two ways."""
-    for language, form in sorted({key for item in items for key in item.forms}):
-        if form == "measure":
-            continue
-        forms = {item.forms[language, form] for item in items if item.knows(form)}
-        if form == "word" and len(forms) < len(items):
-            raise ValueError(f"{cls} has two words that are the same in {language!r}")
-        edge = r"(?![A-Za-z0-9])" if language == "en" else ""
-        for word in forms:
-            begins = re.compile(re.escape(word) + edge)
-            for other in forms - {word}:
-                if begins.match(other):
-                    raise ValueError(
-                        f"{word!r} begins {other!r}: both are {cls}.{form}"
-                    )
-
-
-def check_halves(group, templates):
-    """The halves of a template must draw the same and have as many free words."""
-    for template in templates:
-        english, chinese = (
-            sorted(
-                (part.role, part.cls, len(part.words))
-                for part in template.get(language, ())
-                if part.role in ("draw", "free")
-            )
-            for language in ("en", "zh")
-        )
-        if english != chinese or "zh" not in template:
-            raise ValueError(f"the halves of a sentence of {group} do not agree")
+DIGITS = "0123456789"
+NUMBER = "(?:0|[1-9][0-9]{0,3})"
 
 
 class Document(NamedTuple):
@@ -126,7 +71,21 @@ class World:
             for section, groups in lexicon["sentences"].items()
             for name, texts in groups.items()
         }
+        self._topics, self._needs = {}, {}
+        for group, templates in self.groups.items():
+            section, topic = group.split(".")
+            self._topics.setdefault(section, []).append(topic)
+            self._needs[group] = {
+                part.text
+                for template in templates
+                for part in template["en"]
+                if part.role == "fixed"
+            }
         self._options, self._patterns, self._found = {}, {}, {}
+        self._check()
+
+    def _check(self):
+        """Refuse a lexicon in which a text could be read in two ways."""
         for cls, items in self.words.items():
             check_words(cls, items)
         if "zh" in self.dial["languages"]:
@@ -143,30 +102,20 @@ class World:
             ]
         return self._options[groups]
 
-    @functools.cache  # noqa: B019
     def topics(self, section):
-        return [
-            group.split(".")[1]
-            for group in self.groups
-            if group.split(".")[0] == section
-        ]
+        """The names of the groups in a section of the lexicon."""
+        return self._topics[section]
 
-    @functools.cache  # noqa: B019
     def needs(self, group):
         """The slots that the group's templates take as settled."""
-        return {
-            part.text
-            for template in self.groups[group]
-            for part in template["en"]
-            if part.role == "fixed"
-        }
+        return self._needs[group]
 
     def pattern(self, cls, language, form):
         """A regular expression for any word of the class in this form."""
         key = cls, language, form
         if key not in self._patterns:
             if cls in ("number", "sequence"):
-                pattern = r"\d{1,4}" if cls == "number" else r"\d{1,4}(?: \d{1,4})*"
+                pattern = NUMBER if cls == "number" else f"{NUMBER}(?: {NUMBER})*"
             else:
                 forms = {item.form(language, form) for item in self.words[cls]}
                 forms = sorted(forms, key=lambda word: (-len(word), word))
@@ -178,7 +127,7 @@ class World:
     def begins(self, cls, language, form, text):
         """Is this text the beginning of a word of the class, or empty?"""
         if cls in ("number", "sequence"):
-            return not text.strip("0123456789" if cls == "number" else "0123456789 ")
+            return not text.strip(DIGITS if cls == "number" else DIGITS + " ")
         words = (item.form(language, form) for item in self.words[cls])
         return any(word.startswith(text) for word in words)
 
@@ -264,21 +213,6 @@ class World:
 def words_of(teller):
     """The state of a teller as plain words."""
     return {slot: item.forms["en", "word"] for slot, item in teller.state.items()}
-
-
-def parse_pair(text):
-    """A template's halves as parts: {"en": (...), "zh": (...)}."""
-    return {language: parse_template(half) for language, half in halves(text).items()}
-
-
-def load_dial(dial):
-    """The table of a dial given by name, or the table itself."""
-    if not isinstance(dial, str):
-        return dial
-    dials = load("dials.toml")
-    if dial not in dials:
-        raise ValueError(f"no dial {dial!r}; there are {', '.join(sorted(dials))}")
-    return dials[dial]
 
 
 @functools.cache
