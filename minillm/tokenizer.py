@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = [
     "logger",
-    "PATTERN",
-    "SPECIAL_TOKENS",
     "LETTERS",
     "BYTES",
     "SYMBOLS",
+    "PATTERN",
+    "SPECIAL_TOKENS",
     "GPT2_PATTERN",
     "FOREIGN_SETTINGS",
     "ROLES",
@@ -19,23 +19,23 @@ __all__ = [
     "count_pieces",
     "PairIndex",
     "learn_merges",
-    "tokenizer_json",
-    "pattern_of",
     "merge_by_rank",
     "merge_by_heap",
     "Encoder",
+    "tokenizer_json",
+    "pattern_of",
     "BaseTokenizer",
     "write_json",
     "read_config",
     "Tokenizer",
     "train_bpe",
+    "write_tokens",
+    "write_header",
     "TokenizersAdapter",
     "SentencePieceAdapter",
     "piece_bytes",
     "stream_by_decoding",
     "load_tokenizer",
-    "write_tokens",
-    "write_header",
 ]
 
 # %%
@@ -59,16 +59,6 @@ from minillm.data import write_atomic
 
 logger = logging.getLogger(__name__)
 
-# %%
-PATTERN = (
-    r"'(?:[sdmtSDMT]|[lL]{2}|[rRvV][eE])"  # 's 'd 'm 't 'll 're 've
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with the space or sign before it
-    r"|\p{N}"  # one digit
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends; spaces, but for the last; spaces
-)
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
 
 # %%
 def byte_letters() -> dict[int, str]:
@@ -86,6 +76,16 @@ def byte_letters() -> dict[int, str]:
 LETTERS = byte_letters()
 BYTES = {letter: byte for byte, letter in LETTERS.items()}
 SYMBOLS = {byte: chr(i) for i, byte in enumerate(LETTERS)}
+
+# %%
+PATTERN = (
+    r"'(?:[sdmtSDMT]|[lL]{2}|[rRvV][eE])"  # 's 'd 'm 't 'll 're 've
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with the space or sign before it
+    r"|\p{N}"  # one digit
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends; spaces, but for the last; spaces
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 # %%
@@ -135,39 +135,38 @@ class PairIndex:
     def __init__(self, pieces: Mapping[str, int]) -> None:
         self.words = ["".join(map(SYMBOLS.get, piece.encode())) for piece in pieces]
         self.counts = list(pieces.values())
-        self.pairs, self.places = Counter(), defaultdict(list)
+        self.pairs, self.places = defaultdict(int), defaultdict(list)
         for index, word in enumerate(self.words):
-            self.count(map(add, word, word[1:]), self.counts[index], index)
-
-    def count(self, pairs: Iterable[str], times: int, index: int) -> None:
-        """Word `index` holds these pairs, once more each."""
-        for pair in pairs:
-            self.pairs[pair] += times
-            self.places[pair].append(index)
+            for pair in map(add, word, word[1:]):
+                self.pairs[pair] += self.counts[index]
+                self.places[pair].append(index)
 
     def merge(self, pair: str, symbol: str) -> set[str]:
         """Replace `pair` by `symbol` in every word; the pairs that this made.
 
-        Only the neighbours of a replaced pair change, so only they are recounted.
+        Only the neighbors of a replaced pair change, so only they are recounted.
         """
+        words, pairs, places = self.words, self.pairs, self.places
         (first, second), made = pair, set()
-        for index in self.places.pop(pair):
-            if pair not in self.words[index]:  # another merge took it; a repetition
+        for index in places.pop(pair):
+            if pair not in words[index]:  # another merge took it; a repetition
                 continue
-            word = self.words[index] = self.words[index].replace(pair, symbol)
-            times, at = self.counts[index], word.find(symbol)
+            word = words[index] = words[index].replace(pair, symbol)
+            times, at, last = self.counts[index], word.find(symbol), len(word) - 1
             while at >= 0:
-                left, right = word[at - 1 : at], word[at + 1 : at + 2]
-                if left:
-                    self.pairs[(second if left == symbol else left) + first] -= times
-                    self.count([left + symbol], times, index)
+                if at > 0:
+                    left = word[at - 1]
+                    pairs[(second if left == symbol else left) + first] -= times
+                    pairs[left + symbol] += times
+                    places[left + symbol].append(index)
                     made.add(left + symbol)
-                if right and right != symbol:  # else it is the next one's left
-                    self.pairs[second + right] -= times
-                    self.count([symbol + right], times, index)
+                if at < last and (right := word[at + 1]) != symbol:
+                    pairs[second + right] -= times  # if equal: the next one's left
+                    pairs[symbol + right] += times
+                    places[symbol + right].append(index)
                     made.add(symbol + right)
                 at = word.find(symbol, at + 1)
-        del self.pairs[pair]
+        del pairs[pair]
         return made
 
 
@@ -201,6 +200,76 @@ def learn_merges(
             merges.append((ord(pair[0]), ord(pair[1])))
             bar.update()
     return merges
+
+
+# %%
+def merge_by_rank(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
+    """Merge the pair of lowest rank, everywhere, until no pair can be merged."""
+    while True:
+        known = filter(ranks.__contains__, map(add, word, word[1:]))
+        if not (pair := min(known, key=ranks.__getitem__, default="")):
+            return word
+        word = word.replace(pair, made[pair])
+
+
+# %%
+def merge_by_heap(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
+    """The same for words of any length in n log n steps: the pairs wait in a heap."""
+    symbols, end = list(word), len(word)
+    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    pairs = enumerate(map(add, word, word[1:]))
+    heap = [(ranks[pair], at, pair) for at, pair in pairs if pair in ranks]
+    heapify(heap)
+    while heap:
+        _, at, pair = heappop(heap)
+        right = after[at]
+        if right == end or symbols[at] + symbols[right] != pair:
+            continue  # one of the two was merged meanwhile
+        symbols[at], symbols[right], after[at] = made[pair], "", after[right]
+        if after[at] < end:
+            before[after[at]] = at
+        for left in (before[at], at):
+            if left >= 0 and after[left] < end:
+                pair = symbols[left] + symbols[after[left]]
+                if pair in ranks:
+                    heappush(heap, (ranks[pair], left, pair))
+    return "".join(symbols)
+
+
+# %%
+class Encoder(dict):
+    """From a piece of text to its ids: worked out once, then looked up.
+
+    Token i is the character chr(i) here, so that one merge is one `str.replace`.
+    """
+
+    def __init__(self, model: dict, max_size: int = 200_000) -> None:
+        vocab, self.max_size = model["vocab"], max_size
+        self.letters = {byte: chr(vocab[letter]) for byte, letter in LETTERS.items()}
+        self.whole = vocab if model.get("ignore_merges") else {}  # Llama 3: words first
+        self.ranks, self.made, born, in_order = {}, {}, {}, True
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        for rank, (first, second) in enumerate(merges):
+            pair, token = chr(vocab[first]) + chr(vocab[second]), first + second
+            self.ranks[pair], self.made[pair] = rank, chr(vocab[token])
+            born[token] = rank
+        for rank, parts in enumerate(merges):  # are parts made before the whole?
+            in_order &= all(born.get(part, -1) < rank for part in parts)
+        self.short = 100 if in_order else 0  # if not: one place at a time
+
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        data = piece.encode()
+        if self.whole and (token := "".join(map(LETTERS.get, data))) in self.whole:
+            ids = (self.whole[token],)
+        else:
+            word = "".join(map(self.letters.get, data))
+            merge = merge_by_rank if len(word) <= self.short else merge_by_heap
+            ids = tuple(map(ord, merge(word, self.ranks, self.made)))
+        if len(self) >= self.max_size:
+            self.clear()
+        if len(data) <= 100:
+            self[piece] = ids
+        return ids
 
 
 # %%
@@ -274,76 +343,6 @@ FOREIGN_SETTINGS = (
     "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
     "fuse_unk", "byte_fallback",
 )  # fmt: skip
-
-
-# %%
-def merge_by_rank(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
-    """Merge the pair of lowest rank, everywhere, until no pair can be merged."""
-    while True:
-        known = filter(ranks.__contains__, map(add, word, word[1:]))
-        if not (pair := min(known, key=ranks.__getitem__, default="")):
-            return word
-        word = word.replace(pair, made[pair])
-
-
-# %%
-def merge_by_heap(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
-    """The same for words of any length in n log n steps: the pairs wait in a heap."""
-    symbols, end = list(word), len(word)
-    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
-    pairs = enumerate(map(add, word, word[1:]))
-    heap = [(ranks[pair], at, pair) for at, pair in pairs if pair in ranks]
-    heapify(heap)
-    while heap:
-        _, at, pair = heappop(heap)
-        right = after[at]
-        if right == end or symbols[at] + symbols[right] != pair:
-            continue  # one of the two was merged meanwhile
-        symbols[at], symbols[right], after[at] = made[pair], "", after[right]
-        if after[at] < end:
-            before[after[at]] = at
-        for left in (before[at], at):
-            if left >= 0 and after[left] < end:
-                pair = symbols[left] + symbols[after[left]]
-                if pair in ranks:
-                    heappush(heap, (ranks[pair], left, pair))
-    return "".join(symbols)
-
-
-# %%
-class Encoder(dict):
-    """From a piece of text to its ids: worked out once, then looked up.
-
-    Token i is the character chr(i) here, so that one merge is one `str.replace`.
-    """
-
-    def __init__(self, model: dict, max_size: int = 200_000) -> None:
-        vocab, self.max_size = model["vocab"], max_size
-        self.letters = {byte: chr(vocab[letter]) for byte, letter in LETTERS.items()}
-        self.whole = vocab if model.get("ignore_merges") else {}  # Llama 3: words first
-        self.ranks, self.made, born, in_order = {}, {}, {}, True
-        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        for rank, (first, second) in enumerate(merges):
-            pair, token = chr(vocab[first]) + chr(vocab[second]), first + second
-            self.ranks[pair], self.made[pair] = rank, chr(vocab[token])
-            born[token] = rank
-        for rank, parts in enumerate(merges):  # are parts made before the whole?
-            in_order &= all(born.get(part, -1) < rank for part in parts)
-        self.short = 100 if in_order else 0  # if not: one place at a time
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        data = piece.encode()
-        if self.whole and (token := "".join(map(LETTERS.get, data))) in self.whole:
-            ids = (self.whole[token],)
-        else:
-            word = "".join(map(self.letters.get, data))
-            merge = merge_by_rank if len(word) <= self.short else merge_by_heap
-            ids = tuple(map(ord, merge(word, self.ranks, self.made)))
-        if len(self) >= self.max_size:
-            self.clear()
-        if len(data) <= 100:
-            self[piece] = ids
-        return ids
 
 
 # %%
@@ -543,6 +542,47 @@ def train_bpe(
 
 
 # %%
+def write_tokens(
+    texts: Iterable[str],
+    tokenizer: BaseTokenizer,
+    path: str | Path,
+    progress: bool = False,
+) -> dict:
+    """Write `path.npy`, one flat array of ids, and `path.json`, what it holds.
+
+    The array is EOT document EOT document ... EOT, in uint16 where the ids fit, else
+    uint32; `np.load(..., mmap_mode="r")` reads it. Empty texts are left out. Texts
+    are taken one at a time; the files appear when all is written.
+    """
+    eot = tokenizer.eos_token_id
+    if eot is None:
+        raise ValueError("the tokenizer names no eos_token to set between documents")
+    path = Path(path).with_name(Path(path).name.removesuffix(".npy"))
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    tokens, documents, num_bytes = 1, 0, 0
+    with write_atomic(f"{path}.npy") as temporary, open(temporary, "wb") as file:
+        write_header(file, tokens, dtype)
+        file.write(np.array([eot], dtype).tobytes())
+        for text in tqdm(texts, "tokens", unit=" texts", disable=not progress):
+            if ids := tokenizer.encode(text):
+                file.write(np.array([*ids, eot], dtype).tobytes())
+                tokens, documents = tokens + len(ids) + 1, documents + 1
+                num_bytes += len(text.encode())
+        file.seek(0)
+        write_header(file, tokens, dtype)
+    facts = {"tokens": tokens, "documents": documents, "bytes": num_bytes}
+    facts["tokenizer"] = tokenizer.fingerprint()
+    write_json(facts, Path(f"{path}.json"))
+    return facts
+
+
+def write_header(file: BinaryIO, length: int, dtype: np.dtype) -> None:
+    """The first bytes of a .npy file; as long for every length."""
+    shape = {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, shape)
+
+
+# %%
 class TokenizersAdapter(BaseTokenizer):
     """Any other `tokenizer.json`, run by the `tokenizers` library."""
 
@@ -668,44 +708,3 @@ def load_tokenizer(source: str | Path) -> BaseTokenizer:
     except ValueError as reason:
         logger.info("%s is read by the tokenizers library: %s", path, reason)
         return TokenizersAdapter(spec, config)
-
-
-# %%
-def write_tokens(
-    texts: Iterable[str],
-    tokenizer: BaseTokenizer,
-    path: str | Path,
-    progress: bool = False,
-) -> dict:
-    """Write `path.npy`, one flat array of ids, and `path.json`, what it holds.
-
-    The array is EOT document EOT document ... EOT, in uint16 where the ids fit, else
-    uint32; `np.load(..., mmap_mode="r")` reads it. Empty texts are left out. Texts
-    are taken one at a time; the files appear when all is written.
-    """
-    eot = tokenizer.eos_token_id
-    if eot is None:
-        raise ValueError("the tokenizer names no eos_token to set between documents")
-    path = Path(path).with_name(Path(path).name.removesuffix(".npy"))
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    tokens, documents, num_bytes = 1, 0, 0
-    with write_atomic(f"{path}.npy") as temporary, open(temporary, "wb") as file:
-        write_header(file, tokens, dtype)
-        file.write(np.array([eot], dtype).tobytes())
-        for text in tqdm(texts, "tokens", unit=" texts", disable=not progress):
-            if ids := tokenizer.encode(text):
-                file.write(np.array([*ids, eot], dtype).tobytes())
-                tokens, documents = tokens + len(ids) + 1, documents + 1
-                num_bytes += len(text.encode())
-        file.seek(0)
-        write_header(file, tokens, dtype)
-    facts = {"tokens": tokens, "documents": documents, "bytes": num_bytes}
-    facts["tokenizer"] = tokenizer.fingerprint()
-    write_json(facts, Path(f"{path}.json"))
-    return facts
-
-
-def write_header(file: BinaryIO, length: int, dtype: np.dtype) -> None:
-    """The first bytes of a .npy file; as long for every length."""
-    shape = {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, shape)
