@@ -206,6 +206,19 @@ def test_what_is_no_conversation_is_refused(template, messages, fault):
         template.encode(messages)
 
 
+def test_preparing_a_base_model(tokenizer, tmp_path):
+    words, model = train_bpe(TEXTS, vocab_size=330), small_model(tokenizer)
+    sft.prepare_for_chat(model, words)
+    assert words.chat_template == sft.CHATML and model.config.eos_token_id == END
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written["eos_token_id"] == END
+    own = "{# our own #}" + sft.CHATML
+    words.chat_template = own
+    sft.prepare_for_chat(model, words)
+    assert words.chat_template == own
+
+
 def test_tokenizer_without_template():
     with pytest.raises(ValueError, match="has no chat template"):
         sft.ChatTemplate(train_bpe(TEXTS, vocab_size=280))
