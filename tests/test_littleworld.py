@@ -293,6 +293,9 @@ def test_the_bits_of_the_tokens_add_up(world, samples):
         total = math.fsum(token.bits for token in tokens)
         assert math.isclose(total, world.score(sample.text), abs_tol=1e-9)
         assert all(token.bits > -1e-9 for token in tokens)
+        before = world.prefix_bits(sample.text[: ends[7]])
+        after = world.prefix_bits(sample.text[: ends[8]])
+        assert math.isclose(tokens[8].bits, after - before, abs_tol=1e-9)
         assert tokens[-1].label == "end" and len(tokens) == len(ends) + 1
 
 

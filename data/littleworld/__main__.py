@@ -1,9 +1,11 @@
-"""Little World in a terminal: python -m littleworld make|sample|score|check|figures."""
+"""Little World in a terminal: python -m littleworld make|sample|score|check|figures|checksums."""
 
 import argparse
 import json
 import math
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 from littleworld.corpus import figures, write_corpus
@@ -22,7 +24,7 @@ def main(arguments=None):
 def parser():
     top = argparse.ArgumentParser(prog="littleworld", description=__doc__)
     commands = top.add_subparsers(
-        required=True, metavar="make|sample|score|check|figures"
+        required=True, metavar="make|sample|score|check|figures|checksums"
     )
 
     make = commands.add_parser("make", help="write the corpus into a folder")
@@ -45,6 +47,9 @@ def parser():
 
     weigh = commands.add_parser("figures", help="bytes and bits by kind, and packers")
     weigh.set_defaults(run=run_figures)
+
+    sums = commands.add_parser("checksums", help="write those of data/README.md anew")
+    sums.set_defaults(run=run_checksums)
 
     for command in commands.choices.values():
         command.add_argument("--dial", default="small", help="a name of dials.toml")
@@ -82,6 +87,19 @@ def run_figures(args):
         means = f"{size / count:.0f} | {bits / count:.1f} | {bits / size:.4f}"
         print(f"| {kind} | {share:.0%} | {means} |")
     print(", ".join(f"{name} {bits:.3f}" for name, bits in found["packed"].items()))
+    return 0
+
+
+def run_checksums(args):
+    """Put the checksums of a small corpus into the table of data/README.md."""
+    readme = Path(__file__).parents[1] / "README.md"
+    with tempfile.TemporaryDirectory() as folder:
+        about = write_corpus(folder, 2000, 900, dial=args.dial, seed=args.seed)
+    text = readme.read_text(encoding="utf-8")
+    for name, file in about["files"].items():
+        row = f"| `{name}` | {file['rows']:,} | `{file['sha256']}` |"
+        text = re.sub(rf"\| `{name}` \| [\d,]+ \| `\w{{64}}` \|", row, text)
+    readme.write_text(text, encoding="utf-8")
     return 0
 
 

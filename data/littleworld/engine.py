@@ -531,13 +531,16 @@ class Reader(Teller):
 # ------------------------------------------------------------------ reading
 
 
-def read(program, world, text, lenient=False, open_end=False, limit=20_000):
+def read(
+    program, world, text, lenient=False, open_end=False, starts=((),), limit=20_000
+):
     """Find every way in which the program tells the text: readers at its end.
 
-    A lenient reading keeps those with the fewest faults. Raises RuntimeError if there
-    are more paths than `limit`: an inexact answer is none.
+    A lenient reading keeps those with the fewest faults. `starts` are the paths to
+    begin with, if others are known to fail. Raises RuntimeError if there are more paths
+    than `limit`: an inexact answer is none.
     """
-    paths, found, best, count = [(0, 0, ())], [], math.inf, 0
+    paths, found, best, count = [(0, 0, path) for path in starts], [], math.inf, 0
     while paths and paths[0][0] <= best:
         reader = Reader(world, text, heapq.heappop(paths)[2], lenient, open_end)
         try:

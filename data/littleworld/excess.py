@@ -45,9 +45,13 @@ def explain(world, text, ends):
     if list(ends) != sorted(ends) or not ends or ends[-1] != len(text):
         raise ValueError(f"ends must rise to the text's length, {len(text)}: {ends}")
     slots = [step for step in derivations[0].trace if step.length]
-    tokens, start, before = [], 0, 0.0
+    tokens, start, before, paths = [], 0, 0.0, [()]
     for end in ends:
-        bits = world.prefix_bits(text[:end]) if end > start else before
+        bits = before
+        if end > start:  # a path that has failed fails for every longer prefix too
+            readers = read(plots.document, world, text[:end], False, True, paths)
+            paths = [tuple(reader.taken) for reader in readers]
+            bits = add_probabilities(reader.bits for reader in readers)
         tokens.append(Token(start, end, label_at(slots, start, end), bits - before))
         start, before = end, bits
     whole = add_probabilities(reader.bits for reader in derivations)

@@ -82,5 +82,7 @@ def load_dial(dial):
             raise ValueError(f"no dial {dial!r}; there are {', '.join(sorted(dials))}")
         return dials[dial]
     if wrong := dial.keys() ^ dials["small"].keys():
-        raise ValueError(f"a dial has the keys of 'small'; see {', '.join(wrong)}")
+        raise ValueError(
+            f"a dial has the keys of 'small'; see {', '.join(sorted(wrong))}"
+        )
     return dial

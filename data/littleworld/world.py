@@ -75,12 +75,7 @@ class World:
         for group, templates in self.groups.items():
             section, topic = group.split(".")
             self._topics.setdefault(section, []).append(topic)
-            self._needs[group] = {
-                part.text
-                for template in templates
-                for part in template["en"]
-                if part.role == "fixed"
-            }
+            self._needs[group] = set().union(*map(settled_before, templates))
         self._options, self._patterns, self._found = {}, {}, {}
         self._check()
 
@@ -208,6 +203,15 @@ class World:
             reached = min(fault.position for fault in best.faults)
         state = words_of(best)
         return Verdict(right, True, best.faults, reached, best.slots, best.kind, state)
+
+
+def settled_before(template):
+    """The slots that a template says but does not draw."""
+    slots = {
+        role: {part.text for part in template["en"] if part.role == role}
+        for role in ("fixed", "draw")
+    }
+    return slots["fixed"] - slots["draw"]
 
 
 def words_of(teller):
