@@ -11,9 +11,9 @@ __all__ = [
     "HELP",
     "MENDS",
     "find_object",
+    "say",
     "need",
     "naming",
-    "say",
     "make_data",
     "inspect_data",
     "convert_data",
@@ -65,11 +65,13 @@ import shutil
 import sys
 import time
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,13 @@ def find_object(name: str) -> Any:
         raise ValueError(f"{name!r} is not module:function: {error}") from None
 
 
+def say(text: str = "", end: str = "\n") -> None:
+    """Print at once, on the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, end=end, flush=True)
+
+
+# %%
 def need(path: str | Path, command: str) -> Path:
     """`path`, if it is there; else an error that names the command which makes it."""
     if not Path(path).exists():
@@ -113,12 +122,6 @@ def naming(path: str | Path, mend: str) -> Iterator[None]:
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         where = "" if str(path) in reason else f"{path}: "
         raise ValueError(f"{where}{reason}; {mend}") from error
-
-
-def say(text: str = "", end: str = "\n") -> None:
-    """Print at once, on the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, end=end, flush=True)
 
 
 # %%
@@ -151,11 +154,11 @@ def make_data(
         raise ValueError(
             f"{short[0]}={given[short[0]]} makes nothing; ask for 1 or more"
         )
-    start = time.time()
+    say(f"{generator} writes to {output} ...")
     function(output, **given)
     for path in files_in(output):
         say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    say(f"made in {time.time() - start:.0f} s; next: minillm tokenizer train")
+    say("next: minillm tokenizer train")
 
 
 # %%
@@ -222,7 +225,7 @@ def convert_data(
 def train_tokenizer(
     data: str = "runs/data/train.jsonl",
     output: Path = Path("runs/tokenizer"),
-    vocab_size: int = 1024,
+    vocab_size: int = 896,
     column: str = "text",
     limit: int | None = None,
 ):
@@ -340,7 +343,7 @@ def open_model(*folders: str | Path):
     from minillm.tokenizer import load_tokenizer
     from minillm.transformer import Transformer
 
-    course = Path(__file__).parent.parent
+    course = Path(find_spec("minillm").origin).parent.parent
     places = [Path(f) for f in folders] + [course / f for f in folders[1:]]
     found = next((p for p in places if (p / "config.json").exists()), None)
     if found is None:
@@ -427,6 +430,7 @@ def pretrain(
     return finish(run, "minillm sft")
 
 
+# %%
 def check_device(name: str) -> None:
     """Refuse a device that torch does not find here."""
     if name.split(":")[0] not in ("auto", *devices()):
@@ -604,6 +608,7 @@ def check_python() -> Iterable[Finding]:
         )
 
 
+# %%
 def check_room() -> Iterable[Finding]:
     """Cores, memory, free disk, and whether this folder can be written to."""
     memory = total_memory()
@@ -664,6 +669,7 @@ def small_computation(device: str, dtype) -> dict:
     return {name: value.double().cpu() for name, value in results.items()}
 
 
+# %%
 def check_devices(tolerance: float = 1e-3) -> Iterable[Finding]:
     """Each device in float32 against the CPU in float64, by relative difference."""
     import torch
@@ -701,7 +707,8 @@ def check_speed() -> Iterable[Finding]:
     speeds = precision_speeds(model, rounds=2)
     rates = ", ".join(f"{name} {rate / 1e3:.0f}k" for name, rate in speeds.items())
     yield True, f"{device} trains the default model, tokens a second: {rates}", ""
-    rate, run = max(speeds.values()), TrainingConfig()
+    rate = max(speeds.values())
+    run = TrainingConfig(**DEFAULTS["pretrain"])
     tokens = run.max_steps * run.per_device_train_batch_size * run.context_length
     minutes = tokens * run.gradient_accumulation_steps / rate / 60
     mend = "lower --max_steps, or use a machine with a GPU (Colab)"
@@ -740,12 +747,20 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "doctor": (doctor, ""),
 }
 DEFAULTS = {  # where a command's settings differ from its dataclass
-    "sft": {"output_dir": "runs/sft"},
-    "chat": {"max_new_tokens": 160, "temperature": 0.6},
+    "pretrain": {"max_steps": 3000},
     "generate": {"temperature": 0.6},
+    "sft": {
+        "output_dir": "runs/sft",
+        "max_steps": 400,
+        "learning_rate": 1e-3,
+        "warmup_steps": 20,
+        "weight_decay": 0.05,
+    },
+    "chat": {"max_new_tokens": 160, "temperature": 0.6},
 }
 
 
+# %%
 def make_parser(name: str):
     """The argument parser of one command, made from its function and its dataclass."""
     import jsonargparse
@@ -755,6 +770,7 @@ def make_parser(name: str):
     parser = jsonargparse.ArgumentParser(
         prog=f"minillm {name}",
         description=function.__doc__.partition("Args:")[0],
+        allow_abbrev=False,
         exit_on_error=False,
         parser_mode="json",
     )
@@ -796,7 +812,10 @@ def run_command(name: str, options: list[str]) -> int:
     if "--config" in options[:-1]:
         check_settings_file(options[options.index("--config") + 1], name)
     function, config = COMMANDS[name]
-    values = make_parser(name).parse_args(options).as_dict()
+    try:
+        values = make_parser(name).parse_args(options).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see `minillm {name} --help`") from error
     values.pop("config")
     if config:
         kind = find_object(config)
@@ -820,6 +839,7 @@ def overview(names: Iterable[str]) -> str:
     return "\n".join([head, *lines, "\n  --traceback        show where an error arose"])
 
 
+# %%
 MENDS = {
     errno.ENOENT: "check the name",
     errno.ENOTDIR: "a part of this path is a file",
@@ -841,13 +861,14 @@ def explain(error: BaseException) -> str:
 
 def is_expected(error: Exception) -> bool:
     """Whether an error is about what was given, and not a fault in this program."""
-    names = {"ArgumentError", "SafetensorError", "OutOfMemoryError", "TemplateError"}
+    names = {"SafetensorError", "OutOfMemoryError", "TemplateError"}
     about_input = ValueError | OSError | ArithmeticError | MemoryError
     return isinstance(error, about_input) or any(
         kind.__name__ in names for kind in type(error).__mro__
     )
 
 
+# %%
 def show_warning(message: Warning, *details: object) -> None:
     """A warning in one line, without the place in the code that it comes from."""
     print(f"\nminillm: {message}", file=sys.stderr)
@@ -868,6 +889,8 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             return run_command(*split_command(arguments))
+    except SystemExit as done:  # after --help
+        return int(done.code or 0)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

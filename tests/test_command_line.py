@@ -114,7 +114,7 @@ def test_chat_answers_each_line_that_is_piped_in(chain):
 def test_a_long_message_is_told_and_the_chat_goes_on(chain):
     code, out, err = run("chat", "word " * 400 + "\nHello\n", chain[0])
     assert code == 0
-    assert "too long" in out and "context is 96" in out
+    assert "too long" in out and "96" in out
 
 
 def test_chat_falls_back_to_the_shipped_model_and_says_so(chain, tmp_path):
@@ -292,6 +292,7 @@ BROKEN = {
     "no command": (None, "trane", ["no command 'trane'", "pretrain", "doctor"]),
     "half a command": (None, "data", ["no command 'data'", "data make"]),
     "unknown option": (None, "pretrain --max_step_s 3", ["--max_step_s"]),
+    "abbreviation": (None, "pretrain --lr 1e-5", ["--lr"]),
     "wrong type": (None, "pretrain --max_steps many", ["max_steps", "int", "many"]),
     "out of range": (None, "pretrain --max_steps 0", ["max_steps=0", "at least 1"]),
     "no such preset": (None, "pretrain --preset huge", ["'huge'", "tiny", "myllm"]),
