@@ -8,7 +8,7 @@ PARTS = {
     "text": ["01 data", "02 tokenizer"],
     "model": ["03 attention", "04 mlp", "05 decoder layer", "06 transformer"],
     "training": ["07 generation", "08 optimization", "09 pretraining"],
-    "answers": ["10 sft", "11 chat"],
+    "answers": ["10 sft", "11 chat", "12 scaling out"],
 }
 NAMES = {"04 mlp": "04 MLP", "10 sft": "10 SFT"}
 WIDTH, ROW, BOX, GAP, LEFT = 572, 48, 114, 8, 80
