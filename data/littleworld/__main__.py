@@ -1,4 +1,4 @@
-"""Little World in a terminal: python -m littleworld make|sample|score|check|figures|checksums."""
+"""Little World in a terminal: python -m littleworld make, sample, score, check, ..."""
 
 import argparse
 import json
