@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = [
-    "penalize_repetition",
     "scale_temperature",
     "keep_top_k",
     "keep_top_p",
     "keep_min_p",
+    "penalize_repetition",
     "GenerationConfig",
     "filter_logits",
     "sample",
@@ -32,24 +32,8 @@ from dataclasses import dataclass
 import torch
 
 from minillm.attention import KVCache, padding_mask
-from minillm.tokenizer import Tokenizer
+from minillm.tokenizer import BaseTokenizer
 from minillm.transformer import Transformer
-
-
-# %%
-def penalize_repetition(
-    logits: torch.Tensor, previous: torch.Tensor, penalty: float
-) -> torch.Tensor:
-    """Make every token of `previous` less likely (Keskar et al. 2019, section 4.1).
-
-    logits (B, V), previous (B, S) token ids, a negative id counts for nothing. Positive
-    logits are divided by `penalty`, negative ones multiplied.
-    """
-    B, V = logits.shape
-    seen = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device)
-    seen = seen.scatter(1, previous.where(previous >= 0, V), True)[:, :V]
-    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen, penalized, logits)  # (B, V)
 
 
 # %%
@@ -86,6 +70,22 @@ def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
     probabilities = logits.softmax(-1)
     limit = min_p * probabilities.amax(-1, keepdim=True)
     return logits.masked_fill(probabilities < limit, -torch.inf)
+
+
+# %%
+def penalize_repetition(
+    logits: torch.Tensor, previous: torch.Tensor, penalty: float
+) -> torch.Tensor:
+    """Make every token of `previous` less likely (Keskar et al. 2019, section 4.1).
+
+    logits (B, V), previous (B, S) token ids, a negative id counts for nothing. Positive
+    logits are divided by `penalty`, negative ones multiplied.
+    """
+    B, V = logits.shape
+    seen = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device)
+    seen = seen.scatter(1, previous.where(previous >= 0, V), True)[:, :V]
+    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, penalized, logits)  # (B, V)
 
 
 # %%
@@ -158,7 +158,6 @@ def filter_logits(
     return keep_min_p(logits, config.min_p) if config.min_p > 0 else logits
 
 
-# %%
 def sample(
     logits: torch.Tensor,
     config: GenerationConfig,
@@ -177,7 +176,6 @@ class ContextFull(UserWarning):
     """Generation stopped because the model's context had no room for more."""
 
 
-# %%
 def room(model: Transformer, input_ids: torch.Tensor, max_new_tokens: int) -> int:
     """How many of `max_new_tokens` fit into the context behind input_ids (B, T).
 
@@ -200,7 +198,6 @@ def room(model: Transformer, input_ids: torch.Tensor, max_new_tokens: int) -> in
     return min(max_new_tokens, context - length)
 
 
-# %%
 def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
     """A stream of random numbers of its own, or None for torch's global one."""
     return None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -282,7 +279,6 @@ def end_tokens(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
     return (ends,) if isinstance(ends, int) else tuple(ends or ())
 
 
-# %%
 def generate(
     model: Transformer,
     input_ids: torch.Tensor,
@@ -359,7 +355,7 @@ def stop_before(pieces: Iterable[str], stop_strings: tuple[str, ...]) -> Iterato
 # %%
 def stream(
     model: Transformer,
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     prompt: str | list[int],
     config: GenerationConfig | None = None,
     cache: list[KVCache] | None = None,
