@@ -23,6 +23,7 @@ __all__ = [
     "inspect_tokenizer",
     "open_tokenizer",
     "tokenize",
+    "open_corpus",
     "sources_of",
     "model_config",
     "open_model",
@@ -40,6 +41,7 @@ __all__ = [
     "check_room",
     "total_memory",
     "small_computation",
+    "two_steps",
     "check_devices",
     "devices",
     "check_speed",
@@ -50,6 +52,7 @@ __all__ = [
     "check_settings_file",
     "run_command",
     "overview",
+    "asks_for_overview",
     "explain",
     "is_expected",
     "show_warning",
@@ -317,6 +320,15 @@ def tokenize(data: str, column: str, tokenizer, path: Path) -> Path:
     return path
 
 
+def open_corpus(data: str, column: str, tokenizer, folder: str | Path):
+    """The documents of a corpus as tokens, ready to train on."""
+    from minillm.pretraining import TokenFile
+
+    path = tokenize(data, column, tokenizer, Path(folder) / "tokens.npy")
+    with naming(path, "name a file that `minillm pretrain` or write_tokens made"):
+        return TokenFile(path, tokenizer)
+
+
 def sources_of(data: str) -> list[Path]:
     """The files behind `data`; none for a named public set."""
     return files_in(data) if Path(data).exists() else []
@@ -406,20 +418,16 @@ def pretrain(
     """
     import torch
 
-    from minillm.pretraining import TokenFile, Trainer
+    from minillm.pretraining import Trainer
     from minillm.transformer import Transformer
 
     words = open_tokenizer(tokenizer)
-    path = tokenize(
-        data_source(data), column, words, Path(config.output_dir) / "tokens.npy"
-    )
+    tokens = open_corpus(data_source(data), column, words, config.output_dir)
     shape = model_config(preset, words, config.context_length)
     beside = Path(data).with_name("validation.jsonl")
     held_out = validation or (beside if beside.exists() else None)
     judges = [Checker(checker)] if checker else []
     torch.manual_seed(config.seed)
-    with naming(path, "name a file that `minillm pretrain` or write_tokens made"):
-        tokens = TokenFile(path, words)
     check_device(config.device)
     model = Transformer(shape)
     about = {"data": data, "preset": preset}
@@ -642,31 +650,34 @@ def small_computation(device: str, dtype) -> dict:
     import torch
 
     from minillm.attention import attend
-    from minillm.optimization import AdamW, cross_entropy
-    from minillm.transformer import ModelConfig, Transformer
 
     draw = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 256, 256, generator=draw).to(device, dtype)
     heads = torch.randn(3, 2, 4, 32, 16, generator=draw).to(device, dtype)
     ids = torch.randint(64, (2, 17), generator=draw).to(device)
+    steps = two_steps(ids, dtype)
+    results = {"product": a @ b, "attention": attend(*heads), "step": steps}
+    return {name: value.double().cpu() for name, value in results.items()}
+
+
+def two_steps(ids, dtype):
+    """The losses of the first two training steps of a small model, as one tensor."""
+    import torch
+
+    from minillm.optimization import AdamW, cross_entropy
+    from minillm.transformer import ModelConfig, Transformer
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Transformer(ModelConfig(64, 32, 64, 2, 4))
-    model = model.to(device, dtype)
-    optimizer = AdamW(model.parameters(), lr=0.01)
-    losses = []
+        model = Transformer(ModelConfig(64, 32, 64, 2, 4)).to(ids.device, dtype)
+    optimizer, losses = AdamW(model.parameters(), lr=0.01), []
     for _ in range(2):
         loss = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    results = {
-        "product": a @ b,
-        "attention": attend(*heads),
-        "step": torch.stack(losses),
-    }
-    return {name: value.double().cpu() for name, value in results.items()}
+    return torch.stack(losses)
 
 
 # %%
@@ -850,6 +861,15 @@ MENDS = {
 }
 
 
+def asks_for_overview(arguments: list[str]) -> Iterable[str]:
+    """The commands to list if `arguments` ask for help on all or on a group."""
+    if not arguments or arguments[0] in HELP:
+        return COMMANDS
+    if " ".join(arguments[1:]) in HELP and arguments[0] not in COMMANDS:
+        return commands_of(arguments[0]) or COMMANDS
+    return ()
+
+
 def explain(error: BaseException) -> str:
     """An error in one line: what is wrong with which file, and what to do."""
     if isinstance(error, OSError) and error.strerror:
@@ -879,11 +899,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     developer = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    if not arguments or arguments[0] in HELP:
-        print(overview(COMMANDS))
-        return 0
-    if " ".join(arguments[1:]) in HELP and arguments[0] not in COMMANDS:
-        print(overview(commands_of(arguments[0]) or COMMANDS))
+    if names := asks_for_overview(arguments):
+        print(overview(names))
         return 0
     try:
         with warnings.catch_warnings():

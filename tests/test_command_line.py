@@ -114,7 +114,7 @@ def test_chat_answers_each_line_that_is_piped_in(chain):
 def test_a_long_message_is_told_and_the_chat_goes_on(chain):
     code, out, err = run("chat", "word " * 400 + "\nHello\n", chain[0])
     assert code == 0
-    assert "too long" in out and "96" in out
+    assert "too long" in out and "room for" in out
 
 
 def test_chat_falls_back_to_the_shipped_model_and_says_so(chain, tmp_path):
