@@ -24,6 +24,7 @@ from minillm.transformer import (
     Transformer,
     count_flops,
     count_parameters,
+    estimate_memory,
 )
 
 LLAMA3 = {
@@ -392,6 +393,26 @@ def test_counts_equal_what_is_built_and_done(pair):
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model(tokens(2, 16))
     assert counter.get_total_flops() == 2 * 16 * count_flops(model.config, 16)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_memory_formula_equals_what_is_kept(kind):
+    config = ModelConfig(512, 128, 352, 2, 4, 2, model_type=kind)
+    model, ids = Transformer(config), torch.randint(512, (2, 64))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage, storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+    measured = sum(size for place, (_, size) in kept.items() if place not in own)
+    budget = estimate_memory(config, ids.numel())
+    assert abs(measured / budget["activations"] - 1) < 0.02
+    assert budget["weights"] == budget["gradients"] == 4 * model.num_parameters()
 
 
 def test_the_start_has_the_right_spread_and_loss():
