@@ -1,4 +1,4 @@
-"""Batches, the training loop, watching it, and checkpoints to relay from."""
+"""Batches of whole documents, the training loop, its measurements, and runs that can be stopped anywhere."""
 
 # Generated from notebooks/09_pretraining.ipynb: edit that, then `make build`.
 
@@ -14,6 +14,7 @@ __all__ = [
     "Validation",
     "token_losses",
     "evaluate",
+    "batch_nats",
     "TrainingConfig",
     "constant_schedule",
     "learning_rate_at",
@@ -22,11 +23,10 @@ __all__ = [
     "Team",
     "check_fit",
     "to_device",
-    "batch_nats",
+    "choose_precision",
     "draw",
     "count_labels",
     "accumulate",
-    "choose_precision",
     "Progress",
     "Run",
     "train_step",
@@ -379,25 +379,35 @@ def evaluate(
 
 
 # %%
+def batch_nats(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Total loss in nats of the labelled tokens of each row: (rows,)."""
+    ids = batch["document_ids"]
+    mask = document_mask(ids) if ids.any() else None
+    position_ids = batch["position_ids"]
+    logits = model(batch["input_ids"], mask=mask, position_ids=position_ids)
+    return cross_entropy(logits, batch["labels"], reduction="none").sum(1)
+
+
+# %%
 @dataclass
 class TrainingConfig:
     """Settings of a training run, named as in Hugging Face's TrainingArguments."""
 
     output_dir: str = "runs/pretrain"
     """Folder for checkpoints, metrics.jsonl, tensorboard and final."""
-    max_steps: int = 1000
+    max_steps: int = 4500
     """How many times the weights are updated."""
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int = 12
     """Rows of context_length tokens in one forward pass on one device."""
     gradient_accumulation_steps: int = 1
     """Forward and backward passes for one update."""
-    context_length: int = 256
+    context_length: int = 160
     """Tokens in a row."""
     learning_rate: float = 3e-3
     """The highest rate, reached at the end of the warm-up."""
     min_learning_rate: float = 0.0
     """What the rate falls to at the end."""
-    warmup_steps: int = 50
+    warmup_steps: int = 60
     """Steps over which the rate rises from near 0."""
     lr_scheduler_type: str = "linear"
     """How the rate falls after the warm-up: linear, cosine or constant."""
@@ -413,9 +423,9 @@ class TrainingConfig:
     """Longer gradients are scaled down to this norm."""
     logging_steps: int = 10
     """A row in metrics.jsonl each so many steps."""
-    eval_steps: int = 250
+    eval_steps: int = 500
     """Validation each so many steps; 0: only before and after."""
-    save_steps: int = 250
+    save_steps: int = 500
     """A checkpoint each so many steps; 0: only at the end."""
     save_total_limit: int = 2
     """How many of the last checkpoints are kept, besides the best."""
@@ -555,13 +565,12 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 # %%
-def batch_nats(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Total loss in nats of the labelled tokens of each row: (rows,)."""
-    ids = batch["document_ids"]
-    mask = document_mask(ids) if ids.any() else None
-    position_ids = batch["position_ids"]
-    logits = model(batch["input_ids"], mask=mask, position_ids=position_ids)
-    return cross_entropy(logits, batch["labels"], reduction="none").sum(1)
+def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
+    """What "auto" means here: rank 0 measures, and all do the same."""
+    rows, context = config.per_device_train_batch_size, config.context_length
+    chosen = fastest_precision(model, rows=rows, context=context)
+    vote = PRECISIONS.index(chosen) if team.rank == 0 else 0
+    return PRECISIONS[int(team.sum(vote)[0])]
 
 
 # %%
@@ -597,15 +606,6 @@ def accumulate(
                 (rows.sum() * (team.world_size / tokens)).backward()
         nats.append(rows.detach())
     return torch.cat(nats)
-
-
-# %%
-def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
-    """What "auto" means here: rank 0 measures, and all do the same."""
-    rows, context = config.per_device_train_batch_size, config.context_length
-    chosen = fastest_precision(model, rows=rows, context=context)
-    vote = PRECISIONS.index(chosen) if team.rank == 0 else 0
-    return PRECISIONS[int(team.sum(vote)[0])]
 
 
 # %%
