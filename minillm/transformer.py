@@ -395,7 +395,7 @@ def estimate_memory(
     """
     E, D, H = config.hidden_size, config.head_dim, config.num_attention_heads
     heads = 2 * (H + config.num_key_value_heads) * D  # query, result; key, value
-    qk_norms = heads if config.model_type == "qwen3" else 0  # their inputs, normed
+    qk_norms = (heads + H * D) * (config.model_type == "qwen3")  # result copied
     layer = 6 * E + heads + qk_norms + 4 * config.intermediate_size
     kept = config.num_hidden_layers * layer + 3 * E + config.vocab_size
     weights = 4 * sum(count_parameters(config).values())
