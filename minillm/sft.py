@@ -20,6 +20,7 @@ __all__ = [
     "as_messages",
     "parse_conversation",
     "read_conversations",
+    "Mixture",
     "pad_left",
     "answer",
     "wilson",
@@ -338,6 +339,23 @@ def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
         raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
     find_rows, _ = FORMATS[suffix]
     return keep_good(path, find_rows(path), parse_conversation, skip)
+
+
+# %%
+class Mixture:
+    """Several data sets as one: all their examples, for `Batches` to shuffle."""
+
+    def __init__(self, *datasets):
+        self.datasets = datasets
+        self.lengths = np.concatenate([dataset.lengths for dataset in datasets])
+        self.starts = np.cumsum([0, *map(len, datasets)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.datasets[which][index - int(self.starts[which])]
 
 
 # %%

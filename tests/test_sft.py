@@ -384,3 +384,16 @@ def test_wilson_interval_against_its_equation():
             spread = 1.96 * (bound * (1 - bound) / asked) ** 0.5
             assert abs(bound - right / asked) == pytest.approx(spread, abs=1e-7)
             assert -1e-9 <= bound <= 1 + 1e-9
+
+
+def test_mixture_holds_all_examples_of_all(tokenizer):
+    first = sft.SFTDataset([EXCHANGE, TWO_TURNS], tokenizer, 160)
+    second = sft.SFTDataset([TWO_TURNS], tokenizer, 160)
+    mixture = sft.Mixture(first, second, first)
+    assert len(mixture) == 5 and mixture.lengths.tolist() == [
+        len(ids) for ids, _ in (*first, *second, *first)
+    ]
+    for (ids, labels), pair in zip(
+        (mixture[n] for n in range(5)), (*first, *second, *first), strict=True
+    ):
+        assert (ids == pair[0]).all() and (labels == pair[1]).all()
