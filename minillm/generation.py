@@ -16,7 +16,7 @@ __all__ = [
     "room",
     "seeded",
     "LeftPadding",
-    "decode",
+    "next_tokens",
     "end_tokens",
     "generate",
     "stream_ids",
@@ -234,7 +234,7 @@ class LeftPadding:
 
 # %%
 @torch.no_grad()
-def decode(
+def next_tokens(
     model: Transformer,
     input_ids: torch.Tensor,
     config: GenerationConfig,
@@ -300,7 +300,7 @@ def generate(
     pad = pad if config.pad_token_id is None else config.pad_token_id
     done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     columns = []
-    for chosen in decode(model, input_ids, config, attention_mask, cache):
+    for chosen in next_tokens(model, input_ids, config, attention_mask, cache):
         columns.append(chosen.where(~done, pad))
         done |= torch.isin(chosen, ends)
         if done.all():
@@ -323,7 +323,7 @@ def stream_ids(
         raise ValueError(f"a stream continues one row, not {len(input_ids)}")
     config = config or GenerationConfig()
     ends = end_tokens(model, config)
-    for chosen in decode(model, input_ids, config, None, cache):
+    for chosen in next_tokens(model, input_ids, config, None, cache):
         if (token := chosen.item()) in ends:
             return
         yield token
