@@ -26,6 +26,7 @@ __all__ = [
     "pattern_of",
     "BaseTokenizer",
     "write_json",
+    "open_json",
     "read_config",
     "Tokenizer",
     "train_bpe",
@@ -315,6 +316,8 @@ GPT2_PATTERN = (
 
 def pattern_of(spec: dict) -> str:
     """The pattern of a byte-level BPE `tokenizer.json`; ValueError if it is another."""
+    if not isinstance(spec, dict) or "model" not in spec:
+        raise ValueError("it is not of the tokenizers library")
     model, cutter = spec["model"], spec.get("pre_tokenizer") or {}
     steps = cutter.get("pretokenizers", [cutter])
     settings = [bool(model.get(key)) for key in FOREIGN_SETTINGS]
@@ -425,13 +428,20 @@ def write_json(content: object, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def open_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
 def read_config(folder: Path) -> dict:
     """What the files beside a tokenizer's model say: roles, chat template."""
     config, roles, template = (folder / name for name in FILES)
-    found = json.loads(roles.read_text("utf-8")) if roles.exists() else {}
+    found = open_json(roles) if roles.exists() else {}
     found = {key: value for key, value in found.items() if key in ROLES}
     if config.exists():
-        found |= json.loads(config.read_text("utf-8"))
+        found |= open_json(config)
     if template.exists():
         found["chat_template"] = template.read_text("utf-8")
     return found
@@ -506,8 +516,7 @@ class Tokenizer(BaseTokenizer):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         folder = Path(folder)
-        spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-        return cls(spec, read_config(folder))
+        return cls(open_json(folder / "tokenizer.json"), read_config(folder))
 
 
 # %%
@@ -591,7 +600,10 @@ class TokenizersAdapter(BaseTokenizer):
 
         self.config = dict(config or {})
         self.chat_template = self.config.pop("chat_template", None)
-        self.rust = RustTokenizer.from_str(json.dumps(spec))
+        try:
+            self.rust = RustTokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the library has no narrower kind
+            raise ValueError(f"not a tokenizer.json: {error}") from None
         self.rust.no_padding()
         self.rust.no_truncation()
         self.rust.encode_special_tokens = True  # their names in a text are text
@@ -702,7 +714,7 @@ def load_tokenizer(source: str | Path) -> BaseTokenizer:
     config = read_config(path.parent)
     if path.suffix == ".model":
         return SentencePieceAdapter(path.read_bytes(), config)
-    spec = json.loads(path.read_text("utf-8"))
+    spec = open_json(path)
     try:
         return Tokenizer(spec, config)
     except ValueError as reason:
