@@ -253,16 +253,15 @@ class Transformer(nn.Module):
     ) -> Tensor:
         if position_ids is None:
             start = cache[0].length if cache else 0
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
-            position_ids = position_ids + start  # (T,)
+            end = start + input_ids.shape[1]
+            position_ids = torch.arange(start, end, device=input_ids.device)  # (T,)
         hidden_states = self.dropout(self.embed_tokens(input_ids))  # (B, T, E)
         rotation = self.rope(position_ids)
         mask = additive_mask(mask, hidden_states)
         caches = cache or [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             hidden_states = layer(hidden_states, rotation, mask, layer_cache)
-        hidden_states = self.norm(hidden_states[:, -logits_to_keep:])
-        return self.lm_head(hidden_states)  # (B, T, V)
+        return self.lm_head(self.norm(hidden_states[:, -logits_to_keep:]))  # (B, T, V)
 
     def new_cache(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]
@@ -301,6 +300,7 @@ def save_folder(model: Transformer, folder: Path) -> None:
     generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
     with write_atomic(folder / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors lets only the owner read
     for name, content in (("config", config), ("generation_config", generation)):
         with write_atomic(folder / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
