@@ -210,10 +210,8 @@ class KVCache:
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, G, T, D) behind what is there; return all S so far, as views."""
         start, end = self.length, self.length + key.shape[2]
-        self.keys, self.values = (
-            self._room(self.keys, key),
-            self._room(self.values, value),
-        )
+        self.keys = self._room(self.keys, key)
+        self.values = self._room(self.values, value)
         self.keys[:, :, start:end], self.values[:, :, start:end] = key, value
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]  # (B, G, S, D)
@@ -258,21 +256,20 @@ class Attention(nn.Module):
         super().__init__()
         if num_key_value_heads is None:
             num_key_value_heads = num_attention_heads
-        if num_attention_heads < 1 or (
-            not head_dim and hidden_size % num_attention_heads
-        ):
-            raise ValueError(
-                f"{hidden_size=} is not a multiple of {num_attention_heads=}"
-            )
-        if num_key_value_heads < 1 or num_attention_heads % num_key_value_heads:
+        if min(num_attention_heads, num_key_value_heads) < 1:
+            raise ValueError(f"{num_attention_heads=}, {num_key_value_heads=}: too few")
+        if num_attention_heads % num_key_value_heads:
             raise ValueError(
                 f"{num_attention_heads=} is not a multiple of {num_key_value_heads=}"
             )
+        if head_dim is None and hidden_size % num_attention_heads:
+            raise ValueError(
+                f"{hidden_size=} is not a multiple of {num_attention_heads=}"
+            )
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.dropout = dropout
-        width, key_width = (
-            n * self.head_dim for n in (num_attention_heads, num_key_value_heads)
-        )
+        width = num_attention_heads * self.head_dim
+        key_width = num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(hidden_size, width, bias=bias)
         self.k_proj = nn.Linear(hidden_size, key_width, bias=bias)
         self.v_proj = nn.Linear(hidden_size, key_width, bias=bias)
@@ -290,11 +287,10 @@ class Attention(nn.Module):
         mask: Tensor | None = None,  # as in `attend`
         cache: KVCache | None = None,
     ) -> Tensor:
-        query = self.q_norm(
-            self.split_heads(self.q_proj(hidden_states))
-        )  # (B, H, T, D)
-        key = self.k_norm(self.split_heads(self.k_proj(hidden_states)))  # (B, G, T, D)
+        query = self.split_heads(self.q_proj(hidden_states))  # (B, H, T, D)
+        key = self.split_heads(self.k_proj(hidden_states))  # (B, G, T, D)
         value = self.split_heads(self.v_proj(hidden_states))  # (B, G, T, D)
+        query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
