@@ -2,7 +2,9 @@
 
     python benchmarks/model.py                     the tiny preset, one thread
     python benchmarks/model.py --preset minimind-26m --rows 2 --rounds 5
-    python benchmarks/model.py --compile           adds torch.compile to every model
+    python benchmarks/model.py --compile           the same through torch.compile
+
+    python benchmarks/model.py --choices           what our own choices give
 
 Beside ours stand transformers' Llama with the same weights, and a GPT written here
 from nanoGPT's published structure (LayerNorm, learned positions, one fused product for
@@ -12,7 +14,7 @@ of the ratios is printed, because a ratio moves less than a time on a busy machi
 """
 
 import argparse
-import contextlib
+import copy
 import os
 import statistics
 import time
@@ -26,7 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from minillm.attention import document_mask  # noqa: E402
+from minillm.attention import Attention, attend, document_mask, rotate  # noqa: E402
+from minillm.decoder_layer import RMSNorm  # noqa: E402
+from minillm.mlp import MLP  # noqa: E402
 from minillm.transformer import ModelConfig, Transformer  # noqa: E402
 
 
@@ -104,9 +108,67 @@ class Packed(nn.Module):
         return self.model(ids, self.mask, self.places)
 
 
+class HandNorm(nn.Module):
+    """RMSNorm as chapter 05 writes it out, instead of PyTorch's."""
+
+    def __init__(self, norm: RMSNorm):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (exact * scale).to(x.dtype)
+
+
+class FusedAttention(nn.Module):
+    """Attention with query, key and value in one product."""
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        self.widths = [part.out_features for part in parts]
+        self.head_dim, self.o_proj = attention.head_dim, attention.o_proj
+        self.weight = nn.Parameter(torch.cat([part.weight.data for part in parts]))
+
+    def forward(self, x: Tensor, rotation=None, mask=None, cache=None) -> Tensor:
+        parts = F.linear(x, self.weight).split(self.widths, -1)
+        q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in parts)
+        out = attend(rotate(q, *rotation), rotate(k, *rotation), v, mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class FusedMLP(nn.Module):
+    """The MLP with gate and up in one product."""
+
+    def __init__(self, mlp: MLP):
+        super().__init__()
+        both = mlp.gate_proj.weight.data, mlp.up_proj.weight.data
+        self.weight, self.down_proj = nn.Parameter(torch.cat(both)), mlp.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, self.weight).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def choices(ours: Transformer) -> dict[str, nn.Module]:
+    """Ours with one of its choices taken back or changed, all with equal weights."""
+    by_hand, fused = copy.deepcopy(ours), copy.deepcopy(ours)
+    for layer in by_hand.layers:
+        layer.input_layernorm = HandNorm(layer.input_layernorm)
+        layer.post_attention_layernorm = HandNorm(layer.post_attention_layernorm)
+    for layer in fused.layers:
+        layer.self_attn, layer.mlp = (
+            FusedAttention(layer.self_attn),
+            FusedMLP(layer.mlp),
+        )
+    return {"ours": ours, "norms by hand": by_hand, "fused products": fused}
+
+
 def loss_of(model: nn.Module, ids: Tensor, precision: str) -> Tensor:
-    bf16 = precision == "bf16"
-    with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+    medium = "medium" if precision == "medium" else "highest"
+    torch.set_float32_matmul_precision(medium)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         logits = model(ids[:, :-1])
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
@@ -167,6 +229,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--choices", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -179,8 +242,11 @@ def main() -> None:
         "transformers Llama": TheirLlama(ours).train(),
         "nanoGPT's structure": GPT(config).train(),
     }
+    if arguments.choices:
+        models = choices(ours)
     ids = torch.randint(0, config.vocab_size, (arguments.rows, arguments.context + 1))
-    difference = (models["transformers Llama"](ids) - ours(ids)).abs().max().item()
+    same = [name for name in models if "packed" not in name and "nano" not in name]
+    difference = max((models[n](ids) - ours(ids)).abs().max().item() for n in same)
     print(
         f"{arguments.preset}, {arguments.rows} x {arguments.context} tokens, "
         f"{arguments.threads} thread(s); logits differ by {difference:.0e}"
@@ -188,7 +254,7 @@ def main() -> None:
     if arguments.compile:
         models = {name: torch.compile(model) for name, model in models.items()}
     print(f"{'':34}{'parameters':>11}{'ms':>9}{'speed':>7}{'MB kept':>9}")
-    for precision in ("float32", "bf16"):
+    for precision in ("float32", "medium", "bf16"):
         for act in (forward, training):
             for name, spent, ratio in compare(
                 models, ids, act, precision, arguments.rounds
