@@ -5,8 +5,9 @@
     python tools/build.py --only export   twins -> notebooks -> minillm/, none executed
     python tools/build.py --only check    say what is out of date; exit 1 if any is
 
-A notebook is out of date when its code, or a module that it imports, changed since it
-was last executed. What it was executed from is stored as a hash in its metadata.
+A notebook is out of date when its code, or a module that it imports, or a checkpoint
+that it loads, changed since it was last executed. A hash of all that is stored in its
+metadata.
 """
 
 import argparse
@@ -105,10 +106,12 @@ def imports(source: str) -> set[str]:
 
 
 def sources(stem: str) -> list[Path]:
-    """Every project file that the code of a notebook reaches through imports."""
+    """The project's files that a notebook's code imports, or loads as checkpoints."""
     cells = read(stem)["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    waiting, reached = imports(code), set()
+    names = set(re.findall(r"checkpoints/([\w-]+)", code))
+    reached = {f for name in names for f in (ROOT / "checkpoints" / name).glob("*")}
+    waiting = imports(code)
     while waiting:
         package, _, module = waiting.pop().partition(".")
         for path in PACKAGES[package].glob(f"{module or '*'}.*"):
@@ -120,20 +123,22 @@ def sources(stem: str) -> list[Path]:
 
 
 def fingerprint(stem: str) -> str:
-    """Hash of a notebook's code and of every project file that it imports."""
+    """Hash of a notebook's code and of every file of the project that it reads."""
     digest = hashlib.sha256()
     for cell in read(stem)["cells"]:
         if cell["cell_type"] == "code":
             digest.update("".join(cell["source"]).encode() + b"\0")
     for path in sources(stem):
-        digest.update(path.name.encode() + path.read_bytes() + b"\0")
+        place = path.relative_to(ROOT).as_posix()
+        digest.update(place.encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def stale(stem: str) -> bool:
-    return read(stem)["metadata"].get("minillm", {}).get("built_from") != fingerprint(
-        stem
-    )
+    if not (NOTEBOOKS / f"{stem}.ipynb").exists():
+        return True
+    built_from = read(stem)["metadata"].get("minillm", {}).get("built_from")
+    return built_from != fingerprint(stem)
 
 
 def renumber_widgets(notebook: dict) -> dict:
