@@ -1,4 +1,4 @@
-"""Batches of whole documents, the training loop, its measurements, and runs that can be stopped anywhere."""
+"""Whole documents in batches, the training loop, and runs that can be resumed."""
 
 # Generated from notebooks/09_pretraining.ipynb: edit that, then `make build`.
 
@@ -498,9 +498,9 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     if name == "auto" and torch.backends.mps.is_available():
         name = "mps"
     device = torch.device("cpu" if name == "auto" else name)
-    return (
-        torch.device("cuda", local_rank) if device == torch.device("cuda") else device
-    )
+    if device == torch.device("cuda"):
+        return torch.device("cuda", local_rank)
+    return device
 
 
 @dataclass(frozen=True)
@@ -564,7 +564,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-# %%
 def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
     """What "auto" means here: rank 0 measures, and all do the same."""
     rows, context = config.per_device_train_batch_size, config.context_length
@@ -626,11 +625,8 @@ class Progress:
 
     def add(self, nats: float, tokens: int, norm: float, seconds: float) -> None:
         """Count a step."""
-        self.step, self.tokens, self.grad_norm = (
-            self.step + 1,
-            self.tokens + tokens,
-            norm,
-        )
+        self.step, self.grad_norm = self.step + 1, norm
+        self.tokens += tokens
         self.nats_since_log += nats
         self.tokens_since_log += tokens
         self.seconds_since_log += seconds

@@ -143,10 +143,10 @@ def read_checkpoint(folder: Path) -> dict:
             if checksum(folder / name) != expected:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = str(error)
         if isinstance(error, FileNotFoundError):
             reason = f"{Path(error.filename).name} is missing"
-        raise ValueError(f"{folder.name} is damaged ({reason})") from None
+        raise ValueError(f"{folder.name} is damaged: {reason}") from None
     return state
 
 
@@ -163,7 +163,7 @@ def last_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:
         try:
             return path, read_checkpoint(path)
         except ValueError as error:
-            print(f"{error}: going back to the one before")
+            print(f"{error}; going back to the one before")
     if found:
         raise ValueError(f"none of the {len(found)} checkpoints is whole")
     return None

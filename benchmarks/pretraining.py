@@ -1,0 +1,200 @@
+"""Whole training steps: how many tokens are learned a second, beside other trainers?
+
+    python benchmarks/pretraining.py               two shapes, one thread
+    python benchmarks/pretraining.py --shapes 256x6x256 --rounds 3 --threads 2
+
+Ours is the trainer of chapter 09 with everything on: documents packed behind a mask,
+gradients clipped, the rate set, losses counted. Beside it stand loops as nanoGPT and
+most scripts around transformers' Llama have them: rows cut from one line of tokens, no
+mask, torch's fused AdamW. Each in its default (float32) and under bf16 autocast. They
+take turns in every round; the median of the rounds' ratios is printed, because a ratio
+moves less than a time on a busy machine. Padding does not count as a token.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from model import GPT, TheirLlama, loss_of
+from torch import nn
+
+from minillm.optimization import autocast, clip_grad_norm
+from minillm.pretraining import (
+    Trainer,
+    TrainingConfig,
+    batch_nats,
+    count_labels,
+    train_step,
+)
+from minillm.tokenizer import train_bpe
+from minillm.transformer import ModelConfig, Transformer, count_flops
+
+VOCAB = 4096
+
+
+class Documents:
+    """Random documents of 30 to 120 tokens: what is in them costs no time."""
+
+    def __init__(self, count: int = 4000):
+        self.random = np.random.default_rng(0)
+        self.lengths = self.random.integers(30, 120, count)
+        self.tokens = self.random.integers(0, VOCAB, 200)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokens[: self.lengths[i]], self.tokens[1 : self.lengths[i] + 1]
+
+
+def our_steps(
+    config: ModelConfig, rows: int, context: int, precision: str, folder: Path
+) -> tuple[Callable[[], int], Trainer]:
+    """A function that trains one step and returns its tokens, and the trainer."""
+    settings = TrainingConfig(
+        str(folder), 10**6, rows, context_length=context, precision=precision
+    )
+    words = train_bpe(["a small text"], 260)
+    run = Trainer(Transformer(config), words, settings, Documents())
+
+    def step() -> int:
+        before = run.progress.tokens
+        train_step(run)
+        return run.progress.tokens - before
+
+    return step, run
+
+
+def plain_steps(
+    model: nn.Module, rows: int, context: int, precision: str
+) -> Callable[[], int]:
+    """The same for a loop over rows that are cut from one line of tokens."""
+    line = np.random.default_rng(0).integers(0, VOCAB, 10**6).astype(np.uint16)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+
+    def step() -> int:
+        starts = torch.randint(len(line) - context - 1, (rows,)).tolist()
+        ids = np.stack([line[at : at + context + 1].astype(np.int64) for at in starts])
+        loss = loss_of(model, torch.from_numpy(ids), precision)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        return rows * context
+
+    return step
+
+
+def rates(steps: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Tokens a second of each, a list over rounds in which they take turns."""
+    for step in steps.values():
+        step()  # warm
+    found = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start, tokens = time.perf_counter(), 0
+            while time.perf_counter() - start < 0.8:
+                tokens += step()
+            found[name].append(tokens / (time.perf_counter() - start))
+    return found
+
+
+def shares(run: Trainer, rounds: int = 5) -> Iterator[tuple[str, float]]:
+    """Where the time of our step goes: the median seconds of its parts."""
+    parts = {name: [] for name in ("batch", "forward", "backward", "clip", "update")}
+    for _ in range(rounds):
+        marks = [time.perf_counter()]
+        batch = next(run.batches)
+        marks.append(time.perf_counter())
+        with autocast("cpu", run.progress.precision):
+            loss = batch_nats(run.forward, batch).sum() / count_labels([batch])
+            marks.append(time.perf_counter())
+            run.optimizer.zero_grad()
+            loss.backward()
+        marks.append(time.perf_counter())
+        clip_grad_norm(run.model.parameters(), 1.0)
+        marks.append(time.perf_counter())
+        run.optimizer.step()
+        marks.append(time.perf_counter())
+        for name, a, b in zip(parts, marks[:-1], marks[1:], strict=True):
+            parts[name].append(b - a)
+    yield from ((name, statistics.median(spent)) for name, spent in parts.items())
+
+
+def ceiling(precision: str, size: int = 1024) -> float:
+    """FLOP a second of one large matrix product, the best of many."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    with autocast("cpu", "medium" if precision == "medium" else "float32"):
+        for _ in range(20):
+            start = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def compare(width: int, layers: int, context: int, rows: int, rounds: int) -> None:
+    heads = width // 64
+    config = ModelConfig(
+        VOCAB, width, round(width * 8 / 3 / 32) * 32, layers, heads,
+        max_position_embeddings=context,
+    )  # fmt: skip
+    print(f"\nhidden {width}, {layers} layers, {rows} rows of {context}, vocab {VOCAB}")
+    with tempfile.TemporaryDirectory() as folder:
+        steps, runs = {}, {}
+        for precision in ("float32", "medium", "bf16"):
+            name = f"ours, {precision}"
+            place = Path(folder) / precision
+            steps[name], runs[name] = our_steps(config, rows, context, precision, place)
+        for precision in ("float32", "bf16"):
+            llama = TheirLlama(Transformer(config)).train()
+            for name, model in (("nanoGPT", GPT(config)), ("transformers", llama)):
+                step = plain_steps(model, rows, context, precision)
+                steps[f"{name}'s loop, {precision}"] = step
+        found = rates(steps, rounds)
+        ours = max(runs, key=lambda name: statistics.median(found[name]))
+        for name, speeds in found.items():
+            ratios = [a / b for a, b in zip(found[ours], speeds, strict=True)]
+            print(
+                f"  {name:28}{statistics.median(speeds):9,.0f} tokens/s"
+                f"{statistics.median(ratios):8.2f}x slower than our best"
+            )
+        run = runs[ours]
+        precision = run.progress.precision
+        work = 3 * count_flops(config, context) * statistics.median(found[ours])
+        top = ceiling(precision)
+        print(
+            f"  our best: {precision}, {work / 1e9:.0f} GFLOP/s, "
+            f"{work / top:.0%} of one large product ({top / 1e9:.0f})"
+        )
+        spent = dict(shares(run))
+        total = sum(spent.values())
+        print("  " + ", ".join(f"{k} {v / total:.1%}" for k, v in spent.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["256x6x256", "512x8x512"])
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    for shape in arguments.shapes:
+        width, layers, context = map(int, shape.split("x"))
+        compare(width, layers, context, arguments.rows, arguments.rounds)
+    print("\na number above 1: so many times slower than ours")
+
+
+if __name__ == "__main__":
+    main()
