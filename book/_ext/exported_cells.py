@@ -1,7 +1,7 @@
 """Show where an exported cell is saved, instead of its `#|` lines.
 
-`#| export` becomes the class `exported` on the cell and a caption in its first line of
-output; `#| default_exp` cells are left out. What a reader downloads keeps its lines.
+`#| export` becomes a coloured edge and a caption; `#| default_exp` cells are left out;
+the set-up cell is folded. What a reader downloads keeps its lines.
 """
 
 import json
@@ -25,6 +25,8 @@ def rewrite(app, docname, source):
             tags.append("remove-cell")
         if any("export" in mark and "default" not in mark for mark in marks):
             tags.append(f"exported-{module}")
+        if lines and lines[0].startswith("# Set-up"):
+            tags.append("hide-input")
         cell["source"] = "".join(line for line in lines if line not in marks)
     source[0] = json.dumps(notebook)
 
@@ -34,7 +36,9 @@ def caption(app, doctree):
     from docutils import nodes
 
     for cell in doctree.findall(nodes.container):
-        for name in [c for c in cell.get("classes", []) if c.startswith("tag_exported-")]:
+        for name in [
+            c for c in cell.get("classes", []) if c.startswith("tag_exported-")
+        ]:
             module = name.removeprefix("tag_exported-")
             cell["classes"].append("exported")
             text = nodes.paragraph(classes=["exported-caption"])
