@@ -16,6 +16,7 @@ __all__ = [
     "room",
     "seeded",
     "LeftPadding",
+    "decode_steps",
     "next_tokens",
     "end_tokens",
     "generate",
@@ -233,22 +234,15 @@ class LeftPadding:
 
 
 # %%
-@torch.no_grad()
-def next_tokens(
+def decode_steps(
     model: Transformer,
     input_ids: torch.Tensor,
     config: GenerationConfig,
-    attention_mask: torch.Tensor | None = None,
-    cache: list[KVCache] | None = None,
+    attention_mask: torch.Tensor | None,
+    cache: list[KVCache],
 ) -> Iterator[torch.Tensor]:
-    """Yield the next token of every row, (B,), then the next: at most `room` times.
-
-    input_ids (B, T): first what the cache does not hold yet goes through the model
-    (prefill), then one token a step. attention_mask (B, T) is 0 for padding, which
-    stands on the left. Warns `ContextFull` if the context ends before max_new_tokens.
-    """
+    """The loop of `next_tokens`, which switches gradients off around it."""
     limit = room(model, input_ids, config.max_new_tokens)
-    cache = model.new_cache() if cache is None else cache
     start = min(cache[0].length, input_ids.shape[1] - 1)
     for layer in cache:
         layer.crop(start)
@@ -269,6 +263,25 @@ def next_tokens(
         context = model.config.max_position_embeddings
         text = f"stopped after {limit} new tokens: the context of {context} is full"
         warnings.warn(text, ContextFull, stacklevel=2)
+
+
+def next_tokens(
+    model: Transformer,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    attention_mask: torch.Tensor | None = None,
+    cache: list[KVCache] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the next token of every row, (B,), then the next: at most `room` times.
+
+    input_ids (B, T): first what the cache does not hold yet goes through the model
+    (prefill), then one token a step. attention_mask (B, T) is 0 for padding, which
+    stands on the left. Warns `ContextFull` if the context ends before max_new_tokens.
+    """
+    own = cache is None  # and then nobody else will ever write to it
+    no_gradients = torch.inference_mode() if own else torch.no_grad()
+    cache = model.new_cache() if own else cache
+    return no_gradients(decode_steps)(model, input_ids, config, attention_mask, cache)
 
 
 # %%
