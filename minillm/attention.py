@@ -6,8 +6,8 @@
 __all__ = [
     "SCALING_KEYS",
     "causal_mask",
-    "Rope",
     "scale_frequencies",
+    "Rope",
     "rotate",
     "attention_weights",
     "attend_products",
@@ -34,34 +34,6 @@ def causal_mask(
     """
     positions = torch.arange(num_keys, device=device)
     return positions <= positions[num_keys - num_queries :, None]  # (T, S)
-
-
-# %%
-class Rope:
-    """Rotary positions: the angles by which queries and keys turn (Su et al. 2021).
-
-    Pair i of a head of size D turns by position / rope_theta^(2i / D) radians.
-    `rope_scaling` is the dictionary of a Hugging Face config.json: rope_type
-    "default", "linear" or "llama3". Raises ValueError for an odd head or another type.
-    """
-
-    def __init__(
-        self,
-        head_dim: int,
-        rope_theta: float = 10000.0,
-        rope_scaling: dict | None = None,
-    ):
-        if head_dim % 2:
-            raise ValueError(f"{head_dim=} is odd, but RoPE turns pairs of numbers")
-        exponents = torch.arange(0, head_dim, 2, device="cpu").float() / head_dim
-        self.frequencies = scale_frequencies(1.0 / rope_theta**exponents, rope_scaling)
-
-    def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (..., T) -> cos and sin, float32 (..., T, D)."""
-        self.frequencies = self.frequencies.to(position_ids.device)  # stays float32
-        angles = position_ids[..., None].float() * self.frequencies  # (..., T, D/2)
-        angles = torch.cat([angles, angles], dim=-1)  # (..., T, D)
-        return angles.cos(), angles.sin()
 
 
 # %%
@@ -102,10 +74,38 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
 
 
 # %%
+class Rope:
+    """Rotary positions: the angles by which queries and keys turn (Su et al. 2021).
+
+    Pair i of a head of size D turns by position / rope_theta^(2i / D) radians.
+    `rope_scaling` is the dictionary of a Hugging Face config.json: rope_type
+    "default", "linear" or "llama3". Raises ValueError for an odd head or another type.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        rope_theta: float = 10000.0,
+        rope_scaling: dict | None = None,
+    ):
+        if head_dim % 2:
+            raise ValueError(f"{head_dim=} is odd, but RoPE turns pairs of numbers")
+        exponents = torch.arange(0, head_dim, 2, device="cpu").float() / head_dim
+        self.frequencies = scale_frequencies(1.0 / rope_theta**exponents, rope_scaling)
+
+    def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (..., T) -> cos and sin, float32 (..., T, D)."""
+        self.frequencies = self.frequencies.to(position_ids.device)  # stays float32
+        angles = position_ids[..., None].float() * self.frequencies  # (..., T, D/2)
+        angles = torch.cat([angles, angles], dim=-1)  # (..., T, D)
+        return angles.cos(), angles.sin()
+
+
+# %%
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + D/2]) by the angle of its position.
 
-    x (B, H, T, D); cos, sin (T, D) or (B, T, D) from `Rope`. Halves, not neighbours,
+    x (B, H, T, D); cos, sin (T, D) or (B, T, D) from `Rope`. Halves, not neighbors,
     are paired, as in Hugging Face's Llama. Returns (B, H, T, D) in x's dtype.
     """
     first, second = x.chunk(2, dim=-1)
@@ -121,7 +121,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) ->
     Returns (B, H, T, S); every row sums to 1.
     """
     (B, H, T, D), (G, S) = query.shape, key.shape[1:3]
-    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G T, D)
+    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G * T, D)
     scores = (folded @ key.mT).view(B, H, T, S)
     if mask is None:
         mask = causal_mask(T, S, query.device)
@@ -260,12 +260,10 @@ class Attention(nn.Module):
             raise ValueError(f"{num_attention_heads=}, {num_key_value_heads=}: too few")
         if num_attention_heads % num_key_value_heads:
             raise ValueError(
-                f"{num_attention_heads=} is not a multiple of {num_key_value_heads=}"
+                f"{num_attention_heads=} is no multiple of {num_key_value_heads=}"
             )
         if head_dim is None and hidden_size % num_attention_heads:
-            raise ValueError(
-                f"{hidden_size=} is not a multiple of {num_attention_heads=}"
-            )
+            raise ValueError(f"{hidden_size=} is no multiple of {num_attention_heads=}")
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.dropout = dropout
         width = num_attention_heads * self.head_dim
