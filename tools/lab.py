@@ -1,5 +1,6 @@
 """Prepare the corpus if it is not there, then open JupyterLab on the welcome page."""
 
+import json
 import os
 import socket
 import subprocess
@@ -21,21 +22,31 @@ def free_port(first: int = 8888) -> int:
     )
 
 
+def settle() -> None:
+    """Let this environment's JupyterLab not ask about news and updates."""
+    notification = {"fetchNews": "false", "checkForUpdates": False}
+    path = Path(sys.prefix, "share", "jupyter", "lab", "settings", "overrides.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"@jupyterlab/apputils-extension:notification": notification}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+
 def main() -> int:
     os.chdir(ROOT)
+    settle()
     if not Path("runs/data/about.json").exists():
-        subprocess.run(
-            [sys.executable, "-m", "minillm.command_line", "data", "make"], check=True
-        )
+        program = Path(sys.executable).with_name("minillm")
+        subprocess.run([program, "data", "make"], check=True)
     port = free_port()
     if port != 8888:
         print(f"port 8888 is in use, so this JupyterLab is at {port}")
     root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     arguments = [
         f"--ServerApp.port={port}",
+        f"--ServerApp.root_dir={ROOT}",
+        "--LabApp.default_url=/lab/tree/notebooks/00_welcome.ipynb",
         *root,
         *sys.argv[1:],
-        "notebooks/00_welcome.ipynb",
     ]
     print("opening JupyterLab; Ctrl-C here, twice, closes it", flush=True)
     return subprocess.run([sys.executable, "-m", "jupyterlab", *arguments]).returncode
