@@ -429,6 +429,7 @@ def write_json(content: object, path: Path) -> None:
 
 
 def open_json(path: Path) -> dict:
+    """What a JSON file holds; an error names the file."""
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
