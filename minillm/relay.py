@@ -4,10 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "fingerprint_data",
-    "identify",
-    "find_differences",
-    "describe_resume",
     "optimizer_tensors",
     "load_optimizer",
     "checksum",
@@ -16,6 +12,10 @@ __all__ = [
     "read_checkpoint",
     "list_checkpoints",
     "last_checkpoint",
+    "fingerprint_data",
+    "identify",
+    "find_differences",
+    "describe_resume",
     "prune_checkpoints",
     "remove_leftovers",
     "catch_signals",
@@ -37,40 +37,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minillm.data import remove, write_atomic
-
-
-# %%
-def fingerprint_data(dataset, samples: int = 64) -> str:
-    """A short hash of a data set: all its lengths, and some of its documents."""
-    digest = hashlib.sha256(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
-    chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset)))
-    for i in chosen.astype(int).tolist():
-        for part in dataset[i]:
-            digest.update(np.asarray(part, dtype=np.int64)[:100_000].tobytes())
-    return digest.hexdigest()[:16]
-
-
-def identify(model: nn.Module, tokenizer, dataset, **order: int) -> dict:
-    """What must be the same for a run to go on: corpus, tokenizer, shape, order."""
-    shape = {f"shape: {k}": v for k, v in model.config.to_dict().items()}
-    return {
-        "corpus": fingerprint_data(dataset),
-        "tokenizer": tokenizer.fingerprint()[:16],
-        **order,
-        **json.loads(json.dumps(shape)),
-    }
-
-
-def find_differences(saved: dict, now: dict) -> list[str]:
-    """One line for each entry that differs: its name, the old and the new value."""
-    names = [name for name in saved | now if saved.get(name) != now.get(name)]
-    return [f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names]
-
-
-def describe_resume(folder: Path, state: dict, settings: dict) -> str:
-    """Where a run goes on, and the settings that are others now."""
-    lines = find_differences(state["config"], settings)
-    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
 
 
 # %%
@@ -167,6 +133,40 @@ def last_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:
     if found:
         raise ValueError(f"none of the {len(found)} checkpoints is whole")
     return None
+
+
+# %%
+def fingerprint_data(dataset, samples: int = 64) -> str:
+    """A short hash of a data set: all its lengths, and some of its documents."""
+    digest = hashlib.sha256(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
+    chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset)))
+    for i in chosen.astype(int).tolist():
+        for part in dataset[i]:
+            digest.update(np.asarray(part, dtype=np.int64)[:100_000].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def identify(model: nn.Module, tokenizer, dataset, **order: int) -> dict:
+    """What must be the same for a run to go on: corpus, tokenizer, shape, order."""
+    shape = {f"shape: {k}": v for k, v in model.config.to_dict().items()}
+    return {
+        "corpus": fingerprint_data(dataset),
+        "tokenizer": tokenizer.fingerprint()[:16],
+        **order,
+        **json.loads(json.dumps(shape)),
+    }
+
+
+def find_differences(saved: dict, now: dict) -> list[str]:
+    """One line for each entry that differs: its name, the old and the new value."""
+    names = [name for name in saved | now if saved.get(name) != now.get(name)]
+    return [f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names]
+
+
+def describe_resume(folder: Path, state: dict, settings: dict) -> str:
+    """Where a run goes on, and the settings that are others now."""
+    lines = find_differences(state["config"], settings)
+    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
 
 
 # %%

@@ -98,10 +98,8 @@ def peak_memory(device: str | torch.device = "cpu") -> int:
 # %%
 def versions() -> dict[str, str]:
     """The versions that decide whether a run can be repeated to the last bit."""
-    found = {
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-    }
+    release = torch.__version__.split("+")[0]  # without "+cpu", "+cu130"
+    found = {"python": platform.python_version(), "torch": release}
     return found | {"numpy": numpy.__version__}
 
 
