@@ -352,22 +352,25 @@ FOREIGN_SETTINGS = (
 class BaseTokenizer:
     """What every tokenizer of this course does, whatever cuts and numbers its text.
 
-    Those below add `encode_plain`, `decode`, `stream`, `id_to_bytes`, `vocab_size`,
-    `definition` (what fixes its ids, as bytes) and `save_model`. `config` is what
+    Those below add `encode_plain`, `decode`, `stream`, `id_to_bytes`, `definition`
+    (what fixes its ids, as bytes) and `save_model`. `config` is what
     `tokenizer_config.json` holds; `special_tokens` maps their names to their ids.
     """
 
     config: dict
     special_tokens: dict[str, int]
+    vocab_size: int
     chat_template: str | None = None
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Ids of `text`. Only the special tokens in `allowed_special` are parsed."""
-        if unknown := set(allowed_special) - set(self.special_tokens):
-            raise ValueError(f"no special token {unknown}: {list(self.special_tokens)}")
-        if not allowed_special:
-            return self.encode_plain(text)
+        if isinstance(allowed_special, str):
+            raise TypeError(f"{allowed_special=} must be a list of names")
         names = sorted(allowed_special, key=len, reverse=True)
+        if not names:
+            return self.encode_plain(text)
+        if unknown := set(names) - set(self.special_tokens):
+            raise ValueError(f"no special token {unknown}: {list(self.special_tokens)}")
         parts = regex.split(f"({'|'.join(map(regex.escape, names))})", text)
         known, plain = self.special_tokens, self.encode_plain
         return [i for p in parts for i in ([known[p]] if p in names else plain(p))]
@@ -471,10 +474,7 @@ class Tokenizer(BaseTokenizer):
         except KeyError as error:
             raise ValueError(f"its vocabulary lacks {error}") from None
         self.bytes |= {i: name.encode() for name, i in self.special_tokens.items()}
-
-    @property
-    def vocab_size(self) -> int:
-        return max(self.bytes) + 1
+        self.vocab_size = max(self.bytes) + 1
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text`, in which nothing is special."""

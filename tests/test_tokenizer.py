@@ -334,6 +334,9 @@ def test_special_tokens_in_a_text_are_text(tokenizer):
     assert ids.count(2) == 1 and 1 not in ids and tokenizer.decode(ids) == attack
     with pytest.raises(ValueError, match="im_stop"):
         tokenizer.encode(attack, allowed_special=["<|im_stop|>"])
+    with pytest.raises(TypeError, match="list of names"):
+        tokenizer.encode(attack, allowed_special="all")
+    assert tokenizer.encode("<|im_end|>", iter(["<|im_end|>"])) == [2]
 
 
 def test_ids_of_tokens_and_errors(tokenizer):
