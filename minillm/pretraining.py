@@ -88,7 +88,7 @@ from minillm.run_log import (
     peak_memory,
     write_final,
 )
-from minillm.transformer import Transformer
+from minillm.transformer import Transformer, count_flops
 
 
 # %%
@@ -545,6 +545,8 @@ class Team:
 def check_fit(model: Transformer, tokenizer, config: TrainingConfig) -> None:
     """Refuse a tokenizer or a context that the model has no room for."""
     shape = model.config
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer names no eos_token to begin documents with")
     if tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, "
@@ -583,6 +585,7 @@ def draw(batches: Batches, passes: int) -> tuple[list[dict], list[list[int]]]:
 
 
 def count_labels(batches: list[dict]) -> int:
+    """How many tokens of the batches are learned: all but the padding."""
     return sum(int((batch["labels"] != -100).sum()) for batch in batches)
 
 
@@ -784,6 +787,8 @@ class WatchedRun(Run):
         row["learning_rate"] = learning_rate_at(self.config, self.step - 1)
         row["epoch"] = self.batches.epoch
         row["memory"] = peak_memory(self.team.device)
+        forward = count_flops(self.model.config, self.config.context_length)
+        row["flops_per_second"] = 3 * forward * row["tokens_per_second"]
         self.tell("on_log", row)
         if self.log:
             self.log.write(row)
@@ -816,6 +821,7 @@ def is_due(step: int, every: int, config: TrainingConfig) -> bool:
 
 
 def show_progress(bar: tqdm, row: dict) -> None:
+    """Loss and speed beside the bar."""
     speed = f"{row['tokens_per_second']:,.0f}"
     bar.set_postfix({"loss": f"{row['loss']:.3f}", "tokens/s": speed})
 

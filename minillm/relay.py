@@ -64,6 +64,7 @@ def load_optimizer(
 
 
 def checksum(path: Path) -> str:
+    """The beginning of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -70,6 +70,7 @@ class RunLog:
 
 
 def as_line(row: dict) -> str:
+    """A row as one line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

@@ -14,7 +14,7 @@ from minillm.pretraining import TokenFile, Trainer, TrainingConfig, Validation
 from minillm.tokenizer import train_bpe, write_tokens
 from minillm.transformer import ModelConfig, Transformer
 
-TIMES = ("tokens_per_second", "memory")
+TIMES = ("tokens_per_second", "flops_per_second", "memory")
 
 
 def make_texts(count, seed=0):
