@@ -397,6 +397,23 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
         make_trainer(tmp_path, model=small)
 
 
+def test_a_tokenizer_without_an_end_token_is_refused():
+    from types import SimpleNamespace
+
+    words = SimpleNamespace(eos_token_id=None, vocab_size=10)
+    with pytest.raises(ValueError, match="names no eos_token"):
+        pretraining.check_fit(make_model(), words, TrainingConfig(context_length=48))
+
+
+def test_the_log_says_what_the_machine_achieves(tmp_path):
+    trainer = make_trainer(tmp_path, validation=0, max_steps=3, save_steps=0)
+    trainer.train()
+    (row,) = trainer.log.rows
+    assert 0 < row["flops_per_second"] < 1e13 and row["memory"] > 2**25
+    each = row["flops_per_second"] / row["tokens_per_second"]
+    assert each > 6 * trainer.model.layers[0].mlp.up_proj.weight.numel()
+
+
 def test_stop_saves_and_returns(tmp_path):
     class Enough:
         def on_log(self, trainer, row):
