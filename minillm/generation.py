@@ -19,6 +19,7 @@ __all__ = [
     "decode_steps",
     "next_tokens",
     "end_tokens",
+    "pad_token",
     "generate",
     "stream_ids",
     "stop_before",
@@ -292,6 +293,12 @@ def end_tokens(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
     return (ends,) if isinstance(ends, int) else tuple(ends or ())
 
 
+def pad_token(model: Transformer, config: GenerationConfig) -> int:
+    """What fills a row behind its end: the config's, the model's, or an end token."""
+    own = config.pad_token_id, model.config.pad_token_id, *end_tokens(model, config)
+    return next((token for token in own if token is not None), 0)
+
+
 def generate(
     model: Transformer,
     input_ids: torch.Tensor,
@@ -309,8 +316,7 @@ def generate(
     if config.stop_strings:
         raise ValueError("stop_strings are text and generate makes ids: use stream")
     ends = torch.tensor(end_tokens(model, config), device=input_ids.device)
-    pad = model.config.pad_token_id
-    pad = pad if config.pad_token_id is None else config.pad_token_id
+    pad = pad_token(model, config)
     done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     columns = []
     for chosen in next_tokens(model, input_ids, config, attention_mask, cache):

@@ -282,6 +282,16 @@ def test_rows_end_at_their_own_end_token_and_are_padded(model):
         assert set(row[place:]) <= {1}
 
 
+def test_a_model_without_a_padding_token_pads_with_its_end_token(model, monkeypatch):
+    ids = torch.cat(prompts(5, 5))
+    end = generate(model, ids, GREEDY)[0, 7].item()
+    monkeypatch.setattr(model.config, "pad_token_id", None)
+    config = GenerationConfig(**{**vars(GREEDY), "eos_token_id": (end,)})
+    row = generate(model, ids, config)[0, 5:].tolist()
+    assert set(row[row.index(end) :]) == {end}
+    assert generate(model, ids, GREEDY).shape == (2, 17)  # no end token either
+
+
 def test_generation_stops_early_once_all_rows_ended(model):
     (ids,) = prompts(5)
     end = generate(model, ids, GREEDY)[0, 7].item()
