@@ -758,7 +758,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "doctor": (doctor, ""),
 }
 DEFAULTS = {  # where a command's settings differ from its dataclass
-    "pretrain": {"max_steps": 3000},
+    "pretrain": {"max_steps": 3000, "embedding_lr_scale": 0.5},
     "generate": {"temperature": 0.6},
     "sft": {
         "output_dir": "runs/sft",
