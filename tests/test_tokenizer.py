@@ -210,6 +210,12 @@ def test_the_memory_cap_forgets_rare_pieces_first(caplog):
     assert pieces[" beta"] == 100
 
 
+def test_a_huge_text_is_counted_as_many_small_ones():
+    text = "one two, three 4\n" * 70_000
+    assert len(text) > 1_000_000
+    assert count_pieces([text]) == count_pieces(["one two, three 4\n"] * 70_000)
+
+
 def test_memory_does_not_grow_with_the_corpus():
     def peak(rounds):
         texts = (text for _ in range(rounds) for text in base)
