@@ -44,18 +44,23 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 
 # %%
 def fit_context(
-    template: ChatTemplate, head: list[dict], messages: list[dict], limit: int
+    template: ChatTemplate,
+    head: list[dict],
+    messages: list[dict],
+    limit: int,
+    forgotten: int = 0,
 ) -> tuple[list[int], int]:
     """Ids of the prompt in at most `limit` tokens, and how many messages it leaves out.
 
-    `head`, the system message, always stays; the oldest exchanges go first. Raises
-    `ValueError` if the last message does not fit even alone.
+    `head`, the system message, always stays; the oldest exchanges go first, and those
+    `forgotten` before do not come back. Raises `ValueError` if the last message does
+    not fit even alone.
     """
-    for forgotten in range(0, len(messages), 2):
-        seen = head + messages[forgotten:]
+    for start in range(forgotten, len(messages), 2):
+        seen = head + messages[start:]
         ids, _ = template.encode(seen, add_generation_prompt=True)
         if len(ids) <= limit:
-            return ids, forgotten
+            return ids, start
     raise ValueError(
         f"the message is too long: {len(ids)} tokens, with its marks and any system "
         f"message, where the context has room for {limit} and a reply"
@@ -124,6 +129,7 @@ class Chat:
         if not self.messages:
             raise ValueError("there is nothing to take back: no message was sent yet")
         *self.messages, question, _ = self.messages
+        self.forgotten = min(self.forgotten, len(self.messages))
         return question["content"]
 
     @property
@@ -134,10 +140,8 @@ class Chat:
     def prompt(self) -> list[int]:
         """What the model is about to see, in ids; sets `forgotten`."""
         room = min(self.config.max_new_tokens, self.context // 4)
-        limit = self.context - room
-        ids, self.forgotten = fit_context(
-            self.template, self.head, self.messages, limit
-        )
+        limit, parts = self.context - room, (self.template, self.head, self.messages)
+        ids, self.forgotten = fit_context(*parts, limit, self.forgotten)
         return ids
 
     def _continue(self, ids: list[int]) -> Iterator[int]:
