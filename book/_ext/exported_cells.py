@@ -12,7 +12,7 @@ def rewrite(app, docname, source):
     if not str(app.env.doc2path(docname)).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
-    text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"])
     found = re.search(r"^#\| *default_exp +(\w+)", text, re.M)
     module = found[1] if found else ""
     for cell in notebook["cells"]:
