@@ -422,4 +422,7 @@ class ChatWidget:
     def _repr_mimebundle_(self, **options) -> dict:
         """The live window, and for pages without widgets the conversation as HTML."""
         bundle = self.box._repr_mimebundle_(**options)
-        return {**bundle, "text/html": "".join(pane.value for pane in self.panes)}
+        column = "<div style='flex:1 1 280px'>{}</div>"
+        columns = "".join(column.format(pane.value) for pane in self.panes)
+        row = f"<div style='display:flex;flex-wrap:wrap;gap:16px'>{columns}</div>"
+        return {**bundle, "text/html": row}
