@@ -17,6 +17,7 @@ __all__ = [
     "make_data",
     "inspect_data",
     "convert_data",
+    "split_data",
     "train_tokenizer",
     "data_source",
     "encode_text",
@@ -34,6 +35,8 @@ __all__ = [
     "finish",
     "Judge",
     "sft",
+    "with_documents",
+    "beside",
     "generate_text",
     "chat",
     "ask",
@@ -82,6 +85,7 @@ from minillm.data import (
     compress,
     deduplicate,
     files_in,
+    held_out,
     read_texts,
     summarize,
     write_atomic,
@@ -222,6 +226,32 @@ def convert_data(
     texts = deduplicate(texts) if distinct else texts
     rows = ({"text": text} for text in tqdm(texts, unit=" texts"))
     say(f"{target}: {write_jsonl(rows, target)} texts")
+
+
+# %%
+def split_data(
+    source: str,
+    output: Path = Path("runs/data"),
+    column: str = "text",
+    skip: bool = False,
+    share: float = 0.01,
+):
+    """Read texts in any format and write train.jsonl and validation.jsonl.
+
+    Args:
+        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        output: folder to write to
+        column: the column that holds the text
+        skip: count bad rows instead of stopping at the first
+        share: how much is held out for validation
+    """
+    for name, wanted in (("train", False), ("validation", True)):
+        texts = read_texts(source, column, skip)
+        rows = ({"text": t} for t in texts if held_out(t, share) == wanted)
+        path = output / f"{name}.jsonl"
+        if not (number := write_jsonl(rows, path)):
+            raise ValueError(f"{share=} leaves no text for {path}; choose another")
+        say(f"{path}: {number} texts")
 
 
 # %%
@@ -424,15 +454,15 @@ def pretrain(
     words = open_tokenizer(tokenizer)
     tokens = open_corpus(data_source(data), column, words, config.output_dir)
     shape = model_config(preset, words, config.context_length)
-    beside = Path(data).with_name("validation.jsonl")
-    held_out = validation or (beside if beside.exists() else None)
+    validation = validation or beside(data, "validation.jsonl")
     judges = [Checker(checker)] if checker else []
     torch.manual_seed(config.seed)
     check_device(config.device)
     model = Transformer(shape)
-    about = {"data": data, "preset": preset}
+    about = {"command": f"minillm pretrain --data {data}", "data": data}
+    about |= {"preset": preset}
     run = Trainer(
-        model, words, config, tokens, open_validation(held_out), judges, about
+        model, words, config, tokens, open_validation(validation), judges, about
     )
     say(f"{model.num_parameters():,} parameters, {len(tokens):,} documents")
     return finish(run, "minillm sft")
@@ -498,6 +528,7 @@ def sft(
     config,
     model: Path = Path("runs/pretrain/final"),
     data: str = "runs/data/sft_train.jsonl",
+    remember: float = 0.3,
     judge: str | None = None,
 ):
     """Teach a trained model to answer: fine-tune it on conversations.
@@ -505,25 +536,51 @@ def sft(
     Args:
         model: folder of the model to start from
         data: JSONL of conversations
+        remember: documents of the train.jsonl beside the data to mix in, for each
+            conversation, so that the model keeps what it knows; 0 for none
         judge: module:function that judges replies to the sft_test.jsonl beside the
             data, before and after, such as littleworld:judge
     """
     from minillm.pretraining import Trainer
-    from minillm.sft import CHATML, SFTDataset, read_conversations
+    from minillm.sft import SFTDataset, prepare_for_chat, read_conversations
 
     base, words, _ = open_model(model)
-    words.chat_template = words.chat_template or CHATML
+    prepare_for_chat(base, words)
     rows = read_conversations(data_source(data))
     talks = SFTDataset(rows, words, config.context_length)
     say(str(talks))
     check_device(config.device)
-    about = {"data": data, "from": str(model)}
-    run = Trainer(base, words, config, talks, about=about)
+    about = {"command": f"minillm sft --model {model} --data {data}", "data": data}
+    about |= {"from": str(model), "documents mixed in": remember}
+    dataset = with_documents(talks, data, words, remember, config.output_dir)
+    validation = open_validation(beside(data, "validation.jsonl"))
+    run = Trainer(base, words, config, dataset, validation, about=about)
     if judge:
-        held_out = Path(data).with_name("sft_test.jsonl")
-        run.callbacks.append(Judge(judge, held_out))
+        run.callbacks.append(Judge(judge, Path(data).with_name("sft_test.jsonl")))
         run.callbacks[-1].ask(run, "before")
     return finish(run, "minillm chat")
+
+
+def with_documents(talks, data: str, tokenizer, share: float, folder: str | Path):
+    """Conversations, mixed with `share` times as many of the base model's documents."""
+    from itertools import islice
+
+    from minillm.pretraining import TokenFile
+    from minillm.sft import Mixture
+    from minillm.tokenizer import write_tokens
+
+    texts, count = beside(data, "train.jsonl"), round(share * len(talks))
+    if not (texts and count):
+        return talks
+    path = Path(folder) / "old_documents.npy"
+    write_tokens(islice(read_texts(texts), count), tokenizer, path)
+    return Mixture(talks, TokenFile(path, tokenizer))
+
+
+def beside(data: str, name: str) -> Path | None:
+    """The file of that name in the folder of `data`, if it is there."""
+    path = Path(data).with_name(name)
+    return path if path.exists() else None
 
 
 # %%
@@ -748,6 +805,7 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "data make": (make_data, ""),
     "data inspect": (inspect_data, ""),
     "data convert": (convert_data, ""),
+    "data split": (split_data, ""),
     "tokenizer train": (train_tokenizer, ""),
     "tokenizer encode": (encode_text, ""),
     "tokenizer inspect": (inspect_tokenizer, ""),
@@ -758,12 +816,14 @@ COMMANDS: dict[str, tuple[Callable, str]] = {
     "doctor": (doctor, ""),
 }
 DEFAULTS = {  # where a command's settings differ from its dataclass
-    "pretrain": {"max_steps": 3000, "embedding_lr_scale": 0.5},
+    "pretrain": {},
     "generate": {"temperature": 0.6},
     "sft": {
         "output_dir": "runs/sft",
-        "max_steps": 400,
-        "learning_rate": 1e-3,
+        "max_steps": 800,
+        "per_device_train_batch_size": 8,
+        "context_length": 256,
+        "learning_rate": 2e-3,
         "warmup_steps": 20,
         "weight_decay": 0.05,
     },

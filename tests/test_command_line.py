@@ -258,6 +258,20 @@ def test_inspect_and_convert(tmp_path):
     assert rows == [{"text": "One fish."}, {"text": "Two fish."}]
 
 
+def test_split_keeps_copies_on_one_side(tmp_path):
+    texts = [f"fish {number % 200}\n<|endoftext|>\n" for number in range(400)]
+    (tmp_path / "x.txt").write_text("".join(texts))
+    assert run("data split x.txt --output out --share 0.2", folder=tmp_path)[0] == 0
+    train, held = (
+        [row["text"] for row in read_jsonl(tmp_path / f"out/{name}.jsonl")]
+        for name in ("train", "validation")
+    )
+    assert len(train) + len(held) == 400 and 40 < len(held) < 120
+    assert not set(train) & set(held)
+    code, _, err = run("data split x.txt --output out --share 0", folder=tmp_path)
+    assert code == 2 and "share=0.0 leaves no text" in err
+
+
 def test_doctor_finds_this_machine_well(monkeypatch):
     speed = [(True, "measured", "")]
     monkeypatch.setattr(command_line, "check_speed", lambda: speed)
