@@ -395,7 +395,7 @@ class TrainingConfig:
 
     output_dir: str = "runs/pretrain"
     """Folder for checkpoints, metrics.jsonl, tensorboard and final."""
-    max_steps: int = 4500
+    max_steps: int = 5000
     """How many times the weights are updated."""
     per_device_train_batch_size: int = 12
     """Rows of context_length tokens in one forward pass on one device."""
@@ -411,7 +411,7 @@ class TrainingConfig:
     """Steps over which the rate rises from near 0."""
     lr_scheduler_type: str = "linear"
     """How the rate falls after the warm-up: linear, cosine or constant."""
-    embedding_lr_scale: float = 1.0
+    embedding_lr_scale: float = 0.5
     """The token embedding learns at this multiple of the rate."""
     weight_decay: float = 0.1
     """AdamW's decay of the weight matrices."""
