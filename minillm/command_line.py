@@ -164,7 +164,7 @@ def make_data(
     say(f"{generator} writes to {output} ...")
     function(output, **given)
     for path in files_in(output):
-        say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        say(f"{path}  {path.stat().st_size / 1e3:,.0f} kB")
     say("next: minillm tokenizer train")
 
 
@@ -224,7 +224,7 @@ def convert_data(
 
     texts = islice(read_texts(source, column, skip), limit)
     texts = deduplicate(texts) if distinct else texts
-    rows = ({"text": text} for text in tqdm(texts, unit=" texts"))
+    rows = ({"text": text} for text in tqdm(texts, unit=" texts", disable=None))
     say(f"{target}: {write_jsonl(rows, target)} texts")
 
 
@@ -276,7 +276,7 @@ def train_tokenizer(
     from minillm.tokenizer import train_bpe
 
     texts = islice(read_texts(data_source(data), column), limit)
-    tokenizer = train_bpe(texts, vocab_size, progress=True)
+    tokenizer = train_bpe(texts, vocab_size, progress=sys.stderr.isatty())
     tokenizer.save_pretrained(output)
     say(f"{output}: {tokenizer.vocab_size} tokens; next: minillm pretrain")
 
@@ -343,7 +343,9 @@ def tokenize(data: str, column: str, tokenizer, path: Path) -> Path:
     while not (record.exists() and record.read_text() == source):
         if first:
             record.unlink(missing_ok=True)
-            write_tokens(read_texts(data, column), tokenizer, path, progress=True)
+            write_tokens(
+                read_texts(data, column), tokenizer, path, progress=sys.stderr.isatty()
+            )
             with write_atomic(record) as temporary:
                 temporary.write_text(source)
         time.sleep(0 if first else 0.2)
