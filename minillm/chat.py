@@ -9,6 +9,7 @@ __all__ = [
     "Checker",
     "common_prefix",
     "fit_context",
+    "Conversation",
     "Chat",
     "token_probabilities",
     "tokens_html",
@@ -16,7 +17,12 @@ __all__ = [
     "chat_html",
     "speak_together",
     "build_controls",
+    "ChatWindow",
     "ChatWidget",
+    "send",
+    "retry",
+    "start_anew",
+    "connect",
 ]
 
 # %%
@@ -68,16 +74,64 @@ def fit_context(
 
 
 # %%
+class Conversation:
+    """Messages, which of them still fit the context, and a file to keep them in.
+
+    `messages` holds all of it. When it no longer fits, the oldest turns are left out
+    of the prompt; `forgotten` counts those messages.
+    """
+
+    def __init__(self, tokenizer, context: int, system: str | None = None):
+        self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
+        self.context, self.system = context, system
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew; the system message stays."""
+        self.messages, self.forgotten = [], 0
+
+    @property
+    def head(self) -> list[dict]:
+        """The system message, if there is one."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def prompt(self, room: int) -> list[int]:
+        """Ids of what is seen, with space for `room` more; sets `forgotten`."""
+        limit, parts = self.context - room, (self.template, self.head, self.messages)
+        ids, self.forgotten = fit_context(*parts, limit, self.forgotten)
+        return ids
+
+    def undo(self) -> str:
+        """Take back the last exchange; return what the user had said."""
+        if not self.messages:
+            raise ValueError("there is nothing to take back: no message was sent yet")
+        *self.messages, question, _ = self.messages
+        self.forgotten = min(self.forgotten, len(self.messages))
+        return question["content"]
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation as a line that chapter 10 can train on."""
+        write_jsonl([{"conversations": self.head + self.messages}], path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation that `save` wrote."""
+        messages = next(read_conversations(path))["conversations"]
+        self.reset()
+        self.system = None
+        if messages[0]["role"] == "system":
+            self.system = messages.pop(0)["content"]
+        self.messages = messages
+
+
+# %%
 CHAT_CONFIG = GenerationConfig(max_new_tokens=160, temperature=0.6)
 
 
-class Chat:
+class Chat(Conversation):
     """A conversation with a model, whose cache is kept from turn to turn.
 
-    `messages` holds all of it. When it no longer fits the context, the oldest turns
-    are left out of what the model sees; `forgotten` counts those messages. After a
-    reply, `finish_reason` is "stop" (the model ended it), "length" or "stopped" (by
-    the caller), and `reused` says how many tokens of the prompt were in the cache.
+    After a reply, `finish_reason` is "stop" (the model ended it), "length" or "stopped"
+    (by the caller), and `reused` counts the tokens of the prompt that the cache had.
     """
 
     def __init__(
@@ -87,15 +141,12 @@ class Chat:
         system: str | None = None,
         config: GenerationConfig = CHAT_CONFIG,
     ):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.template, self.config = ChatTemplate(tokenizer), config
-        self.context = model.config.max_position_embeddings
-        self.system = system
-        self.reset()
+        self.model, self.config = model.eval(), config
+        super().__init__(tokenizer, model.config.max_position_embeddings, system)
 
     def reset(self) -> None:
         """Begin anew; the system message stays."""
-        self.messages, self.forgotten = [], 0
+        super().reset()
         self.cache, self.cached = self.model.new_cache(), []
         self.finish_reason, self.reused = None, 0
 
@@ -103,7 +154,7 @@ class Chat:
         """Say `text`; yield the reply piece by piece. Closing it stops the model."""
         self.messages.append({"role": "user", "content": text})
         try:
-            ids = self.prompt()
+            ids = self.prompt(min(self.config.max_new_tokens, self.context // 4))
         except ValueError:
             self.messages.pop()
             raise
@@ -124,57 +175,22 @@ class Chat:
         """Say `text` and return the whole reply."""
         return "".join(self.stream(text))
 
-    def undo(self) -> str:
-        """Take back the last exchange; return what the user had said."""
-        if not self.messages:
-            raise ValueError("there is nothing to take back: no message was sent yet")
-        *self.messages, question, _ = self.messages
-        self.forgotten = min(self.forgotten, len(self.messages))
-        return question["content"]
-
-    @property
-    def head(self) -> list[dict]:
-        """The system message, if there is one."""
-        return [{"role": "system", "content": self.system}] if self.system else []
-
-    def prompt(self) -> list[int]:
-        """What the model is about to see, in ids; sets `forgotten`."""
-        room = min(self.config.max_new_tokens, self.context // 4)
-        limit, parts = self.context - room, (self.template, self.head, self.messages)
-        ids, self.forgotten = fit_context(*parts, limit, self.forgotten)
-        return ids
-
     def _continue(self, ids: list[int]) -> Iterator[int]:
         """Ids of the reply. Only what the cache does not hold yet is computed."""
         held = min(layer.length for layer in self.cache)
         self.reused = min(common_prefix(self.cached, ids), held, len(ids) - 1)
         for layer in self.cache:
             layer.crop(self.reused)
-        self.cached = list(ids)
-        config = replace(
-            self.config,
-            eos_token_id=(self.template.end_token_id, self.tokenizer.eos_token_id),
-            max_new_tokens=min(self.config.max_new_tokens, self.context - len(ids)),
-        )
+        self.cached, ends = list(ids), (self.template.end_token_id,)
+        longest = min(self.config.max_new_tokens, self.context - len(ids))
+        ends += (self.tokenizer.eos_token_id,)
+        config = replace(self.config, eos_token_id=ends, max_new_tokens=longest)
         prompt = torch.tensor([ids], device=self.model.lm_head.weight.device)
         for number in stream_ids(self.model, prompt, config, self.cache):
             self.cached.append(number)
             yield number
-        if len(self.cached) - len(ids) == config.max_new_tokens:
+        if len(self.cached) - len(ids) == longest:
             self.finish_reason = "length"
-
-    def save(self, path: str | Path) -> None:
-        """Write the conversation as a line that chapter 10 can train on."""
-        write_jsonl([{"conversations": self.head + self.messages}], path)
-
-    def load(self, path: str | Path) -> None:
-        """Go on with a conversation that `save` wrote."""
-        messages = next(read_conversations(path))["conversations"]
-        self.reset()
-        self.system = None
-        if messages[0]["role"] == "system":
-            self.system = messages.pop(0)["content"]
-        self.messages = messages
 
 
 # %%
@@ -291,7 +307,59 @@ def build_controls(config: GenerationConfig) -> dict:
     return made
 
 
-class ChatWidget:
+# %%
+class ChatWindow:
+    """What a chat window looks like: a column for each chat, and the controls below."""
+
+    def __init__(
+        self, chats: list[Chat], names: tuple[str, ...], checker: Checker | None
+    ):
+        import ipywidgets as w
+
+        self.chats, self.names, self.checker = chats, names, checker
+        self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in chats]
+        self.status, self.controls = w.HTML(), build_controls(chats[0].config)
+        wrap = w.Layout(flex_flow="row wrap", align_items="center")
+        first = [self.controls[k] for k in ("entry", "send", "stop", "retry", "new")]
+        rest = [widget for widget in self.controls.values() if widget not in first]
+        rows = [w.HBox(first, layout=wrap), w.HBox(rest, layout=wrap)]
+        for row in rows:
+            row.add_class("mini-live")  # hidden on pages without a kernel
+        columns = w.HBox(self.panes, layout=w.Layout(flex_flow="row wrap"))
+        self.box = w.VBox([columns, self.status, *rows])
+        self.show()
+
+    def show(self, pending: list[str] | None = None, note: str = "") -> None:
+        """Draw the conversation as it stands."""
+        pending = pending or [""] * len(self.chats)
+        tokens, parts = self.controls["tokens"].value, (self.chats, self.names)
+        for pane, chat, name, new in zip(self.panes, *parts, pending, strict=False):
+            title = f"<b>{html.escape(name)}</b>" if self.chats[1:] else ""
+            pane.value = title + chat_html(chat, new, self.checker, tokens)
+        reasons = {"length": "cut at its longest", "stopped": "stopped"}
+        reason = reasons.get(self.chats[0].finish_reason or "", "")
+        self.status.value = html.escape(note or reason)
+
+    def set_sampling(self) -> None:
+        """Take over the sliders; a temperature of 0 is greedy."""
+        names = ("temperature", "top_p", "max_new_tokens")
+        values = {name: self.controls[name].value for name in names}
+        values["do_sample"] = values["temperature"] > 0
+        values["temperature"] = values["temperature"] or 1.0
+        for chat in self.chats:
+            chat.config = replace(chat.config, **values)
+
+    def _repr_mimebundle_(self, **options) -> dict:
+        """The live window, and for pages without widgets the conversation as HTML."""
+        bundle = self.box._repr_mimebundle_(**options)
+        column = "<div style='flex:1 1 280px'>{}</div>"
+        columns = "".join(column.format(pane.value) for pane in self.panes)
+        row = f"<div style='display:flex;flex-wrap:wrap;gap:16px'>{columns}</div>"
+        return {**bundle, "text/html": row}
+
+
+# %%
+class ChatWidget(ChatWindow):
     """A chat window for notebooks: streaming, stop, retry, sampling, side by side.
 
     `other` is a second `Chat` that gets the same messages, such as the base model's.
@@ -306,59 +374,14 @@ class ChatWidget:
         checker: Checker | None = None,
         names: tuple[str, str] = ("tuned", "base"),
     ):
-        import ipywidgets as w
-
-        self.chats = [chat, other] if other else [chat]
-        self.checker, self.names = checker, names
         self.worker: threading.Thread | None = None
         self.stopping = threading.Event()
-        self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in self.chats]
-        self.status, self.controls = w.HTML(), build_controls(chat.config)
-        wrap = w.Layout(flex_flow="row wrap", align_items="center")
-        first = [self.controls[k] for k in ("entry", "send", "stop", "retry", "new")]
-        rest = [widget for widget in self.controls.values() if widget not in first]
-        rows = [w.HBox(first, layout=wrap), w.HBox(rest, layout=wrap)]
-        for row in rows:
-            row.add_class("mini-live")  # hidden on pages without a kernel
-        columns = w.HBox(self.panes, layout=w.Layout(flex_flow="row wrap"))
-        self.box = w.VBox([columns, self.status, *rows])
-        self._connect()
-        self.show()
-
-    def _connect(self) -> None:
-        """What each control does."""
-        controls = self.controls
-        controls["entry"].on_msg(
-            lambda _, content, __: content.get("event") == "submit" and self.send()
-        )
-        for name, action in (
-            ("send", self.send), ("stop", self.stop),
-            ("retry", self.retry), ("new", self.reset),
-        ):  # fmt: skip
-            controls[name].on_click(lambda _, action=action: action())
-        for name in ("temperature", "top_p", "max_new_tokens"):
-            controls[name].observe(lambda _: self.set_sampling(), names="value")
-        controls["tokens"].observe(lambda _: self.show(), names="value")
-
-    def set_sampling(self) -> None:
-        """Take over the sliders; a temperature of 0 is greedy."""
-        names = ("temperature", "top_p", "max_new_tokens")
-        values = {name: self.controls[name].value for name in names}
-        values["do_sample"] = values["temperature"] > 0
-        values["temperature"] = values["temperature"] or 1.0
-        for chat in self.chats:
-            chat.config = replace(chat.config, **values)
+        super().__init__([chat, other] if other else [chat], names, checker)
+        connect(self)
 
     @property
     def busy(self) -> bool:
         return self.worker is not None and self.worker.is_alive()
-
-    def send(self) -> None:
-        """Send what stands in the entry."""
-        entry = self.controls["entry"]
-        if (text := entry.value.strip()) and not self.busy:
-            entry.value = ""
-            self.ask(text)
 
     def ask(self, text: str, wait: bool = False) -> None:
         """Send `text` to every chat; with `wait`, return when the replies are there."""
@@ -392,37 +415,43 @@ class ChatWidget:
         if self.busy:
             self.worker.join()
 
-    def retry(self) -> None:
-        """Take back the last exchange and ask the same again."""
-        if not self.busy and self.chats[0].messages:
-            for chat in self.chats:
-                text = chat.undo()
-                if chat.config.seed is not None:  # else the same reply would come
-                    chat.config = replace(chat.config, seed=chat.config.seed + 1)
-            self.ask(text)
 
-    def reset(self) -> None:
-        """Begin a new conversation."""
-        self.stop()
-        for chat in self.chats:
-            chat.reset()
-        self.show()
+# %%
+def send(window: ChatWidget) -> None:
+    """Send what stands in the entry."""
+    entry = window.controls["entry"]
+    if (text := entry.value.strip()) and not window.busy:
+        entry.value = ""
+        window.ask(text)
 
-    def show(self, pending: list[str] | None = None, note: str = "") -> None:
-        """Draw the conversation as it stands."""
-        pending = pending or [""] * len(self.chats)
-        tokens, parts = self.controls["tokens"].value, (self.chats, self.names)
-        for pane, chat, name, new in zip(self.panes, *parts, pending, strict=False):
-            title = f"<b>{html.escape(name)}</b>" if self.chats[1:] else ""
-            pane.value = title + chat_html(chat, new, self.checker, tokens)
-        reasons = {"length": "cut at its longest", "stopped": "stopped"}
-        reason = reasons.get(self.chats[0].finish_reason or "", "")
-        self.status.value = html.escape(note or reason)
 
-    def _repr_mimebundle_(self, **options) -> dict:
-        """The live window, and for pages without widgets the conversation as HTML."""
-        bundle = self.box._repr_mimebundle_(**options)
-        column = "<div style='flex:1 1 280px'>{}</div>"
-        columns = "".join(column.format(pane.value) for pane in self.panes)
-        row = f"<div style='display:flex;flex-wrap:wrap;gap:16px'>{columns}</div>"
-        return {**bundle, "text/html": row}
+def retry(window: ChatWidget) -> None:
+    """Take back the last exchange and ask the same again."""
+    if not window.busy and window.chats[0].messages:
+        for chat in window.chats:
+            text = chat.undo()
+            if chat.config.seed is not None:  # else the same reply would come
+                chat.config = replace(chat.config, seed=chat.config.seed + 1)
+        window.ask(text)
+
+
+def start_anew(window: ChatWidget) -> None:
+    """Begin a new conversation."""
+    window.stop()
+    for chat in window.chats:
+        chat.reset()
+    window.show()
+
+
+def connect(window: ChatWidget) -> None:
+    """Give every control of a chat window its action."""
+    controls = window.controls
+    actions = {"send": send, "stop": ChatWidget.stop, "retry": retry, "new": start_anew}
+    for name, action in actions.items():
+        controls[name].on_click(lambda _, action=action: action(window))
+    controls["entry"].on_msg(
+        lambda _, content, __: content.get("event") == "submit" and send(window)
+    )
+    for name in ("temperature", "top_p", "max_new_tokens"):
+        controls[name].observe(lambda _: window.set_sampling(), names="value")
+    controls["tokens"].observe(lambda _: window.show(), names="value")

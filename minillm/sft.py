@@ -13,6 +13,8 @@ __all__ = [
     "check_messages",
     "hide_special",
     "split_special",
+    "find_answers",
+    "begin_after",
     "ChatTemplate",
     "prepare_for_chat",
     "SFTDataset",
@@ -134,6 +136,37 @@ def split_special(text: str, names: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 # %%
+def find_answers(
+    messages: list[dict], text: str, marks: list[tuple[int, str]], fill: Callable
+) -> list[tuple[int, int]]:
+    """Where each answer begins in the text, and where its end token ends.
+
+    `marks` are the special tokens of the text with their places; `fill(messages, True)`
+    is the prompt for what comes next.
+    """
+    places = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = fill(messages[:number], True)
+            later = ((start, name) for start, name in marks if start >= len(prompt))
+            start, name = next(later, (0, ""))
+            if not text.startswith(prompt) or not name:
+                raise ValueError(
+                    "this chat template rewrites earlier turns or ends no answer "
+                    "with a special token: what to learn from cannot be told"
+                )
+            places.append((len(prompt), start + len(name)))
+    return places
+
+
+def begin_after(ids: list[int], given: str, tokenizer) -> list[bool]:
+    """Which of the ids begin after `given`, the first part of their text."""
+    sizes = [len(tokenizer.id_to_bytes(number)) for number in ids]
+    starts = np.cumsum([0, *sizes])[:-1]
+    return [bool(start >= len(given.encode("utf-8"))) for start in starts]
+
+
+# %%
 class ChatTemplate:
     """Conversations as text and as ids, by the template that the tokenizer carries.
 
@@ -168,7 +201,8 @@ class ChatTemplate:
         messages, restore = hide_special(messages, self.names)
         text = self._fill(messages, add_generation_prompt)
         pieces = list(split_special(text, self.names))
-        answers = self._find_answers(messages, text, pieces)
+        marks = [(start, name) for start, name in pieces if name in self.names]
+        answers = find_answers(messages, text, marks, self._fill)
         ids, learned = [], []
         for start, piece in pieces:
             special = self.tokenizer.special_tokens.get(piece)
@@ -177,7 +211,7 @@ class ChatTemplate:
             begins = [max(a, start) for a, b in answers if start < b]
             given = piece[: min(begins, default=len(text)) - start]
             ids += new
-            learned += self._after(new, restore(given))
+            learned += begin_after(new, restore(given), self.tokenizer)
         return ids, learned
 
     @cached_property
@@ -195,31 +229,6 @@ class ChatTemplate:
             bos_token=names.get(self.tokenizer.special_id("bos_token"), ""),
             eos_token=names.get(self.tokenizer.special_id("eos_token"), ""),
         )
-
-    def _find_answers(
-        self, messages: list[dict], text: str, pieces: list[tuple[int, str]]
-    ) -> list[tuple[int, int]]:
-        """Where each answer begins in the text, and where its end token ends."""
-        places = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = self._fill(messages[:number], add_generation_prompt=True)
-                marks = [(a, name) for a, name in pieces if name in self.names]
-                later = ((a, name) for a, name in marks if a >= len(prompt))
-                start, name = next(later, (0, ""))
-                if not text.startswith(prompt) or not name:
-                    raise ValueError(
-                        "this chat template rewrites earlier turns or ends no answer "
-                        "with a special token: what to learn from cannot be told"
-                    )
-                places.append((len(prompt), start + len(name)))
-        return places
-
-    def _after(self, ids: list[int], given: str) -> list[bool]:
-        """Which of the ids begin after `given`, the first part of their text."""
-        sizes = [len(self.tokenizer.id_to_bytes(number)) for number in ids]
-        starts = np.cumsum([0, *sizes])[:-1]
-        return [bool(start >= len(given.encode("utf-8"))) for start in starts]
 
 
 # %%

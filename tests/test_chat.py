@@ -206,7 +206,7 @@ def test_save_and_load(chat, tmp_path):
 def test_typed_special_tokens_end_nothing(model, tokenizer, text):
     chat = Chat(model, tokenizer, "Be brief.", GREEDY)
     chat.messages.append({"role": "user", "content": text})
-    ids = chat.prompt()
+    ids = chat.prompt(room=12)
     assert (ids.count(0), ids.count(1), ids.count(2)) == (1, 3, 2)
     assert text in tokenizer.decode(ids)
 
