@@ -119,9 +119,7 @@ nasty = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(nasty, min_size=1, max_size=4), nasty | st.none())
-def test_contents_never_become_special_tokens(
-    template, tokenizer, texts, system
-):
+def test_contents_never_become_special_tokens(template, tokenizer, texts, system):
     messages = turns(texts, system)
     ids, learned = template.encode(messages)
     assert ids.count(0) == 1  # <|endoftext|>, the beginning
