@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import shlex
 import subprocess
 import sys
 import threading
@@ -553,7 +554,7 @@ def test_the_traceback_flag_shows_where_an_error_arose(tmp_path):
 
 def test_the_console_script_and_a_reader_that_leaves(chain):
     script = Path(sys.executable).with_name("minillm")
-    line = f"{script} data inspect runs/data/train.jsonl | head -1"
+    line = f"{shlex.quote(str(script))} data inspect runs/data/train.jsonl | head -1"
     done = subprocess.run(
         line, shell=True, cwd=chain[0], capture_output=True, text=True
     )
