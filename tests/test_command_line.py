@@ -6,9 +6,9 @@ import gzip
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
-import shlex
 import subprocess
 import sys
 import threading
