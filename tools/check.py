@@ -46,7 +46,7 @@ def main() -> int:
     os.chdir(ROOT)
     quick, start = sys.argv[1:] == ["quick"], time.time()
     if quick:
-        print("about 3 minutes; what each check says is shown when it ends", flush=True)
+        print("under 4 minutes; what each check says is shown when it ends", flush=True)
     with ThreadPoolExecutor(2 if quick else 1) as pool:
         jobs = [pool.submit(run, *item, quick) for item in checks(quick).items()]
         found = [job.result() for job in jobs]
