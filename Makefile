@@ -28,7 +28,7 @@ export: setup  ## text twins -> notebooks -> minillm/, nothing executed
 book: setup  ## render the notebooks, as they are stored, into book/_build/html
 	@$(PY) tools/book.py
 
-checkpoints: setup  ## train the shipped models again (about 20 minutes of two cores)
+checkpoints: setup  ## train the shipped models again (about 12 minutes of two cores)
 	@$(PY) tools/checkpoints.py
 
 constraints:  ## pin what is installed now into constraints.txt
