@@ -8,6 +8,7 @@ __all__ = [
     "cross_entropy",
     "check_settings",
     "SGD",
+    "adamw_update",
     "AdamW",
     "parameter_groups",
     "set_learning_rate",
@@ -18,7 +19,9 @@ __all__ = [
     "clip_grad_norm",
     "autocast",
     "training_seconds",
+    "seconds_in_turn",
     "precision_speeds",
+    "advise",
     "fastest_precision",
 ]
 
@@ -99,13 +102,37 @@ class SGD(torch.optim.Optimizer):
 
 
 # %%
+def adamw_update(
+    params: list[torch.Tensor],
+    states: list[dict[str, torch.Tensor]],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of algorithm 2 for a list of tensors: each operation is called once."""
+    grads, (beta1, beta2) = [p.grad for p in params], betas
+    keys = ("exp_avg", "exp_avg_sq", "step")
+    means, squares, steps = ([state[key] for state in states] for key in keys)
+    torch._foreach_add_(steps, 1)
+    torch._foreach_mul_(params, 1 - lr * weight_decay)
+    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    ages = [step.item() for step in steps]
+    sizes = torch._foreach_sqrt(squares)
+    torch._foreach_div_(sizes, [(1 - beta2**age) ** 0.5 for age in ages])
+    torch._foreach_add_(sizes, eps)
+    rates = [-lr / (1 - beta1**age) for age in ages]
+    torch._foreach_addcdiv_(params, means, sizes, rates)
+
+
+# %%
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2.
 
-    The state of a parameter is three tensors: exp_avg and exp_avg_sq, shaped like it,
-    and step, a number. Equal to torch.optim.AdamW to the last digit. Each operation is
-    called once for all the tensors of a group (`torch._foreach_...`), which saves the
-    time of thousands of small calls.
+    Equal to torch.optim.AdamW to the last digit. The state of a parameter is three
+    tensors: exp_avg and exp_avg_sq, shaped like it, and step, a number.
     """
 
     def __init__(
@@ -116,11 +143,9 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ):
-        beta1, beta2 = betas
-        check_settings(lr=lr, eps=eps, weight_decay=weight_decay)
-        check_settings(beta1=beta1, beta2=beta2)
-        settings = dict(lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
-        super().__init__(params, settings)
+        settings = dict(lr=lr, eps=eps, weight_decay=weight_decay)
+        check_settings(**settings, beta1=betas[0], beta2=betas[1])
+        super().__init__(params, settings | dict(betas=tuple(betas)))
 
     def new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         exp_avg, exp_avg_sq = torch.zeros_like(p), torch.zeros_like(p)
@@ -132,25 +157,11 @@ class AdamW(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 self.state[p] = self.state[p] or self.new_state(p)
+            options = {
+                key: group[key] for key in ("lr", "betas", "eps", "weight_decay")
+            }
             if params:
-                self.update(params, group)
-
-    def update(self, params: list[torch.Tensor], group: dict) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        grads = [p.grad for p in params]
-        keys = ("exp_avg", "exp_avg_sq", "step")
-        means, squares, steps = ([self.state[p][key] for p in params] for key in keys)
-        torch._foreach_add_(steps, 1)
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        ages = [step.item() for step in steps]
-        sizes = torch._foreach_sqrt(squares)
-        torch._foreach_div_(sizes, [(1 - beta2**age) ** 0.5 for age in ages])
-        torch._foreach_add_(sizes, group["eps"])
-        rates = [-lr / (1 - beta1**age) for age in ages]
-        torch._foreach_addcdiv_(params, means, sizes, rates)
+                adamw_update(params, [self.state[p] for p in params], **options)
 
 
 # %%
@@ -322,6 +333,19 @@ def training_seconds(
     return time.perf_counter() - start
 
 
+def seconds_in_turn(
+    ways: dict[str, tuple[nn.Module, str]], input_ids: torch.Tensor, rounds: int
+) -> dict[str, float]:
+    """The least `training_seconds` of each (model, precision); they take turns."""
+    best = {}
+    for turn in range(rounds + 1):  # turn 0 warms up
+        for name, (model, precision) in ways.items():
+            spent = training_seconds(model, input_ids, precision)
+            if turn > 0:
+                best[name] = min(spent, best.get(name, spent))
+    return best
+
+
 # %%
 def precision_speeds(
     model: nn.Module,
@@ -332,39 +356,41 @@ def precision_speeds(
 ) -> dict[str, float]:
     """Training tokens per second of `model` here, by precision, the fastest first.
 
-    The best of `rounds`, taken in turn. With `compiled`, also under torch.compile: keys
-    such as "bf16, compiled". Needs `model.config.vocab_size`. Leaves weights, gradients
-    and random state alone.
+    The best of `rounds`, taken in turn. With `compiled`, the fastest is then timed
+    under torch.compile too: "bf16, compiled". Needs `model.config.vocab_size`. Leaves
+    weights, gradients and random state alone.
     """
-    ways = {precision: (model, precision) for precision in PRECISIONS}
-    if compiled:
-        twin = torch.compile(model)
-        ways |= {f"{name}, compiled": (twin, name) for name in PRECISIONS}
-    device = next(model.parameters()).device
-    shape = (rows, context)
+    device, shape = next(model.parameters()).device, (rows, context)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, shape, generator=random).to(device)
+    ways = {precision: (model, precision) for precision in PRECISIONS}
     with torch.random.fork_rng():
-        times = {
-            name: [training_seconds(net, ids, kind)]
-            for name, (net, kind) in ways.items()
-        }
-        for _ in range(rounds):
-            for name, (net, precision) in ways.items():
-                times[name].append(training_seconds(net, ids, precision))
-    speeds = {name: rows * context / min(spent[1:]) for name, spent in times.items()}
+        times = seconds_in_turn(ways, ids, rounds)
+        if compiled:
+            best = min(times, key=times.__getitem__)
+            both = {best: ways[best], f"{best}, compiled": (torch.compile(model), best)}
+            times |= seconds_in_turn(both, ids, rounds)
+    speeds = {name: rows * context / seconds for name, seconds in times.items()}
     return dict(sorted(speeds.items(), key=lambda item: -item[1]))
 
 
-def fastest_precision(model: nn.Module, gain: float = 1.1, **settings: int) -> str:
-    """What "auto" means on this machine: the precision in which `model` trains fastest.
+# %%
+def advise(speeds: dict[str, float], gain: float = 1.1) -> str:
+    """The name in `speeds` to train with: the most exact that none beats by `gain`.
 
-    A rougher one is chosen only if it is `gain` times faster than a more exact one.
+    The order is PRECISIONS, then what is compiled. Example:
+    `advise({"float32": 100, "medium": 105, "bf16": 200}) == "bf16"`
+    """
+    best = "float32"
+    for name in [*PRECISIONS[1:], *(f"{kind}, compiled" for kind in PRECISIONS)]:
+        if speeds.get(name, 0.0) > gain * speeds[best]:
+            best = name
+    return best
+
+
+def fastest_precision(model: nn.Module, gain: float = 1.1, **settings: int) -> str:
+    """What "auto" means on this machine: the advice for `model`, without compiling.
+
     `settings` go to `precision_speeds`.
     """
-    speeds = precision_speeds(model, **settings)
-    best = "float32"
-    for precision in PRECISIONS[1:]:
-        if speeds[precision] > gain * speeds[best]:
-            best = precision
-    return best
+    return advise(precision_speeds(model, **settings), gain)

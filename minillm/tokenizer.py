@@ -9,29 +9,32 @@ __all__ = [
     "BYTES",
     "SYMBOLS",
     "PATTERN",
-    "SPECIAL_TOKENS",
     "GPT2_PATTERN",
-    "FOREIGN_SETTINGS",
+    "SPECIAL_TOKENS",
     "ROLES",
     "FILES",
+    "progress_bar",
     "byte_letters",
     "compile_pattern",
     "count_pieces",
     "PairIndex",
+    "merge_in_index",
     "learn_merges",
     "merge_by_rank",
     "merge_by_heap",
     "Encoder",
     "tokenizer_json",
+    "split_at",
     "pattern_of",
-    "BaseTokenizer",
     "write_json",
     "open_json",
+    "write_config",
     "read_config",
+    "BaseTokenizer",
     "Tokenizer",
     "train_bpe",
-    "write_tokens",
     "write_header",
+    "write_tokens",
     "TokenizersAdapter",
     "SentencePieceAdapter",
     "piece_bytes",
@@ -61,6 +64,11 @@ from minillm.data import write_atomic
 logger = logging.getLogger(__name__)
 
 
+def progress_bar(progress: bool, name: str, **options: object) -> tqdm:
+    """A bar if `progress`, and if the setting TQDM_DISABLE is not there to hide it."""
+    return tqdm(desc=name, **options, **({} if progress else {"disable": True}))
+
+
 # %%
 def byte_letters() -> dict[int, str]:
     """One printable letter for each of the 256 bytes, in the order of their ids.
@@ -85,6 +93,9 @@ PATTERN = (
     r"|\p{N}"  # one digit
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # signs
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"  # line ends; spaces, but for the last; spaces
+)
+GPT2_PATTERN = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -115,7 +126,7 @@ def count_pieces(
     if isinstance(texts, str):
         raise TypeError("texts must be an iterable of str, such as [text]")
     find, pieces, forgotten = compile_pattern(pattern), Counter(), 0
-    for text in tqdm(texts, "pieces", unit=" texts", disable=not progress):
+    for text in progress_bar(progress, "pieces", iterable=texts):
         if len(text) < 1_000_000:
             pieces.update(find.findall(text))
         else:  # one at a time, so that a huge text needs no list of its own
@@ -142,33 +153,35 @@ class PairIndex:
                 self.pairs[pair] += self.counts[index]
                 self.places[pair].append(index)
 
-    def merge(self, pair: str, symbol: str) -> set[str]:
-        """Replace `pair` by `symbol` in every word; the pairs that this made.
 
-        Only the neighbors of a replaced pair change, so only they are recounted.
-        """
-        words, pairs, places = self.words, self.pairs, self.places
-        (first, second), made = pair, set()
-        for index in places.pop(pair):
-            if pair not in words[index]:  # another merge took it; a repetition
-                continue
-            word = words[index] = words[index].replace(pair, symbol)
-            times, at, last = self.counts[index], word.find(symbol), len(word) - 1
-            while at >= 0:
-                if at > 0:
-                    left = word[at - 1]
-                    pairs[(second if left == symbol else left) + first] -= times
-                    pairs[left + symbol] += times
-                    places[left + symbol].append(index)
-                    made.add(left + symbol)
-                if at < last and (right := word[at + 1]) != symbol:
-                    pairs[second + right] -= times  # if equal: the next one's left
-                    pairs[symbol + right] += times
-                    places[symbol + right].append(index)
-                    made.add(symbol + right)
-                at = word.find(symbol, at + 1)
-        del pairs[pair]
-        return made
+# %%
+def merge_in_index(index: PairIndex, pair: str, symbol: str) -> set[str]:
+    """Replace `pair` by `symbol` in every word of `index`; the pairs that this made.
+
+    Only the neighbors of a replaced pair change, so only they are recounted.
+    """
+    words, pairs, places = index.words, index.pairs, index.places
+    (first, second), made = pair, set()
+    for number in places.pop(pair):
+        if pair not in words[number]:  # another merge took it; a repetition
+            continue
+        word = words[number] = words[number].replace(pair, symbol)
+        times, at, last = index.counts[number], word.find(symbol), len(word) - 1
+        while at >= 0:
+            if at > 0:
+                left = word[at - 1]
+                pairs[(second if left == symbol else left) + first] -= times
+                pairs[left + symbol] += times
+                places[left + symbol].append(number)
+                made.add(left + symbol)
+            if at < last and (right := word[at + 1]) != symbol:
+                pairs[second + right] -= times  # if equal: the next one's left
+                pairs[symbol + right] += times
+                places[symbol + right].append(number)
+                made.add(symbol + right)
+            at = word.find(symbol, at + 1)
+    del pairs[pair]
+    return made
 
 
 # %%
@@ -187,7 +200,7 @@ def learn_merges(
     index, merges = PairIndex(pieces), []
     heap = [(-count, pair) for pair, count in index.pairs.items()]
     heapify(heap)
-    with tqdm(total=num_merges, desc="merges", disable=not progress) as bar:
+    with progress_bar(progress, "merges", total=num_merges) as bar:
         while heap and len(merges) < num_merges:
             count, pair = -heap[0][0], heap[0][1]
             if count != index.pairs[pair]:  # changed since: back where it belongs
@@ -196,7 +209,7 @@ def learn_merges(
             if count < min_frequency:
                 break
             heappop(heap)
-            for made in index.merge(pair, chr(256 + len(merges))):
+            for made in merge_in_index(index, pair, chr(256 + len(merges))):
                 heappush(heap, (-index.pairs[made], made))
             merges.append((ord(pair[0]), ord(pair[1])))
             bar.update()
@@ -288,6 +301,8 @@ def tokenizer_json(
     if len(vocab) < len(special) + len(tokens):
         raise ValueError(f"special tokens must be new and different: {special}")
     flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    flags["special"] = True
+    added = [{"id": i, "content": t, **flags} for i, t in enumerate(special)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     byte_level["use_regex"] = False
     split = {"type": "Split", "pattern": {"Regex": pattern}}
@@ -296,10 +311,7 @@ def tokenizer_json(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **flags, "special": True}
-            for i, token in enumerate(special)
-        ],
+        "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
@@ -309,20 +321,23 @@ def tokenizer_json(
 
 
 # %%
-GPT2_PATTERN = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+def split_at(text: str, names: Iterable[str]) -> list[str]:
+    """`text` in parts, so that each of `names` in it is a part of its own."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
 
 
+# %%
 def pattern_of(spec: dict) -> str:
     """The pattern of a byte-level BPE `tokenizer.json`; ValueError if it is another."""
     if not isinstance(spec, dict) or "model" not in spec:
         raise ValueError("it is not of the tokenizers library")
     model, cutter = spec["model"], spec.get("pre_tokenizer") or {}
     steps = cutter.get("pretokenizers", [cutter])
-    settings = [bool(model.get(key)) for key in FOREIGN_SETTINGS]
+    foreign = ["dropout", "unk_token", "continuing_subword_prefix"]
+    foreign += ["end_of_word_suffix", "fuse_unk", "byte_fallback"]
     added = spec.get("added_tokens", [])
-    if model.get("type") != "BPE" or any(settings):
+    if model.get("type") != "BPE" or any(map(model.get, foreign)):
         raise ValueError("its model is not plain byte-pair encoding")
     if spec.get("normalizer"):
         raise ValueError("it normalizes text")
@@ -342,10 +357,48 @@ def pattern_of(spec: dict) -> str:
     raise ValueError("it cuts text in a way of its own")
 
 
-FOREIGN_SETTINGS = (
-    "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-    "fuse_unk", "byte_fallback",
-)  # fmt: skip
+# %%
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write `content` as indented JSON in UTF-8, whole or not at all."""
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def open_json(path: Path) -> dict:
+    """What a JSON file holds; an error names the file."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+# %%
+def write_config(config: dict, special_tokens: list[str], folder: Path) -> None:
+    """Write what stands beside a tokenizer's model: roles, chat template."""
+    roles = {key: value for key, value in config.items() if key in ROLES}
+    named = {t["content"] if isinstance(t, dict) else t for t in roles.values()}
+    more = [name for name in special_tokens if name not in named]
+    config = {key: config[key] for key in sorted(config) if config[key] is not None}
+    write_json(config, folder / "tokenizer_config.json")
+    roles = ({"additional_special_tokens": more} if more else {}) | roles
+    write_json(dict(sorted(roles.items())), folder / "special_tokens_map.json")
+
+
+def read_config(folder: Path) -> dict:
+    """What the files beside a tokenizer's model say: roles, chat template."""
+    config, roles, template = (folder / name for name in FILES)
+    found = open_json(roles) if roles.exists() else {}
+    found = {key: value for key, value in found.items() if key in ROLES}
+    if config.exists():
+        found |= open_json(config)
+    if template.exists():
+        found["chat_template"] = template.read_text("utf-8")
+    return found
 
 
 # %%
@@ -366,13 +419,12 @@ class BaseTokenizer:
         """Ids of `text`. Only the special tokens in `allowed_special` are parsed."""
         if isinstance(allowed_special, str):
             raise TypeError(f"{allowed_special=} must be a list of names")
-        names = sorted(allowed_special, key=len, reverse=True)
-        if not names:
+        if not (names := set(allowed_special)):
             return self.encode_plain(text)
-        if unknown := set(names) - set(self.special_tokens):
-            raise ValueError(f"no special token {unknown}: {list(self.special_tokens)}")
-        parts = regex.split(f"({'|'.join(map(regex.escape, names))})", text)
         known, plain = self.special_tokens, self.encode_plain
+        if unknown := names - set(known):
+            raise ValueError(f"no special token {unknown}: {list(known)}")
+        parts = split_at(text, names)
         return [i for p in parts for i in ([known[p]] if p in names else plain(p))]
 
     def encode_batch(self, texts: Iterable[str], allowed_special=()) -> list[list[int]]:
@@ -407,48 +459,9 @@ class BaseTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the files that `transformers.AutoTokenizer.from_pretrained` reads."""
-        folder = Path(folder)
-        self.save_model(folder)
-        roles = {k: v for k, v in self.config.items() if k in ROLES}
-        named = {t["content"] if isinstance(t, dict) else t for t in roles.values()}
-        more = [name for name in self.special_tokens if name not in named]
+        self.save_model(Path(folder))
         config = self.config | {"chat_template": self.chat_template}
-        config = {key: config[key] for key in sorted(config) if config[key] is not None}
-        write_json(config, folder / "tokenizer_config.json")
-        roles = ({"additional_special_tokens": more} if more else {}) | roles
-        write_json(dict(sorted(roles.items())), folder / "special_tokens_map.json")
-
-
-# %%
-ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-
-def write_json(content: object, path: Path) -> None:
-    """Write `content` as indented JSON in UTF-8, whole or not at all."""
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    with write_atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def open_json(path: Path) -> dict:
-    """What a JSON file holds; an error names the file."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-
-
-def read_config(folder: Path) -> dict:
-    """What the files beside a tokenizer's model say: roles, chat template."""
-    config, roles, template = (folder / name for name in FILES)
-    found = open_json(roles) if roles.exists() else {}
-    found = {key: value for key, value in found.items() if key in ROLES}
-    if config.exists():
-        found |= open_json(config)
-    if template.exists():
-        found["chat_template"] = template.read_text("utf-8")
-    return found
+        write_config(config, list(self.special_tokens), Path(folder))
 
 
 # %%
@@ -552,6 +565,13 @@ def train_bpe(
 
 
 # %%
+def write_header(file: BinaryIO, length: int, dtype: np.dtype) -> None:
+    """The first bytes of a .npy file; as long for every length."""
+    shape = {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, shape)
+
+
+# %%
 def write_tokens(
     texts: Iterable[str],
     tokenizer: BaseTokenizer,
@@ -573,7 +593,7 @@ def write_tokens(
     with write_atomic(f"{path}.npy") as temporary, open(temporary, "wb") as file:
         write_header(file, tokens, dtype)
         file.write(np.array([eot], dtype).tobytes())
-        for text in tqdm(texts, "tokens", unit=" texts", disable=not progress):
+        for text in progress_bar(progress, "tokens", iterable=texts):
             if ids := tokenizer.encode(text):
                 file.write(np.array([*ids, eot], dtype).tobytes())
                 tokens, documents = tokens + len(ids) + 1, documents + 1
@@ -586,12 +606,6 @@ def write_tokens(
     return facts
 
 
-def write_header(file: BinaryIO, length: int, dtype: np.dtype) -> None:
-    """The first bytes of a .npy file; as long for every length."""
-    shape = {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, shape)
-
-
 # %%
 class TokenizersAdapter(BaseTokenizer):
     """Any other `tokenizer.json`, run by the `tokenizers` library."""
@@ -602,30 +616,26 @@ class TokenizersAdapter(BaseTokenizer):
         self.config = dict(config or {})
         self.chat_template = self.config.pop("chat_template", None)
         try:
-            self.rust = RustTokenizer.from_str(json.dumps(spec))
+            self.rust = rust = RustTokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library has no narrower kind
             raise ValueError(f"not a tokenizer.json: {error}") from None
-        self.rust.no_padding()
-        self.rust.no_truncation()
-        self.rust.encode_special_tokens = True  # their names in a text are text
-        added = self.rust.get_added_tokens_decoder().items()
+        rust.no_padding(), rust.no_truncation()
+        rust.encode_special_tokens = True  # their names in a text are text
+        added = rust.get_added_tokens_decoder().items()
         self.special_tokens = {t.content: i for i, t in added if t.special}
         self.byte_level = '"ByteLevel"' in json.dumps(spec.get("decoder"))
-        self.vocab_size = max(self.rust.get_vocab().values()) + 1
+        self.vocab_size = max(rust.get_vocab().values()) + 1
 
     def encode_plain(self, text: str) -> list[int]:
         return self.rust.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        ids = [int(i) for i in ids]
-        return self.rust.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self.rust.decode([int(i) for i in ids], skip_special_tokens)
 
     def id_to_bytes(self, id: int) -> bytes:
         if (token := self.rust.id_to_token(int(id))) is None:
             raise ValueError(f"no token has id {id}")
-        if self.byte_level and set(token) <= set(BYTES):
-            return bytes(map(BYTES.get, token))
-        return piece_bytes(token)
+        return piece_bytes(token, self.byte_level)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         return stream_by_decoding(self.decode, ids)
@@ -677,8 +687,10 @@ class SentencePieceAdapter(BaseTokenizer):
 
 
 # %%
-def piece_bytes(token: str) -> bytes:
+def piece_bytes(token: str, byte_level: bool = False) -> bytes:
     """Bytes of a SentencePiece token: `<0x0A>` is one byte, `▁` is a space."""
+    if byte_level and set(token) <= set(BYTES):
+        return bytes(map(BYTES.get, token))
     if found := regex.fullmatch("<0x([0-9A-F]{2})>", token):
         return bytes([int(found[1], 16)])
     return token.replace("▁", " ").encode()

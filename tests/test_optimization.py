@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from minillm.optimization import (
     PRECISIONS,
     SGD,
     AdamW,
+    advise,
     autocast,
     clip_grad_norm,
     cosine_schedule,
@@ -439,6 +441,42 @@ def test_advice_prefers_the_more_exact(monkeypatch, speeds, wanted):
         "minillm.optimization.precision_speeds", lambda model, **settings: found
     )
     assert fastest_precision(nn.Identity()) == wanted
+
+
+def test_probe_times_the_fastest_once_more_under_compile(monkeypatch):
+    """Traced, but not handed to a C++ compiler: the chapter does that."""
+    traced = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    model = small_transformer()
+    before = copy.deepcopy(model)
+    speeds = precision_speeds(model, rows=2, context=8, rounds=1, compiled=True)
+    (added,) = set(speeds) - set(PRECISIONS)
+    assert added.removesuffix(", compiled") in PRECISIONS
+    assert speeds[added] > 0 and advise(speeds) in speeds
+    assert same(before, model) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "compiled, wanted", [(250, "bf16, compiled"), (215, "bf16"), (20, "bf16")]
+)
+def test_advice_to_compile_must_pay_for_the_wait(compiled, wanted):
+    speeds = {"bf16, compiled": compiled, "bf16": 200, "medium": 90, "float32": 100}
+    assert advise(speeds) == wanted
+
+
+def test_probe_takes_the_best_of_rounds_in_turn(monkeypatch):
+    """The second turn of bf16 is its best; what warms up does not count."""
+    seconds = {"float32": [0.1, 8, 9], "medium": [0.1, 5, 6], "bf16": [0.1, 4, 2]}
+    order = []
+
+    def scripted(model, ids, precision):
+        order.append(precision)
+        return seconds[precision].pop(0)
+
+    monkeypatch.setattr("minillm.optimization.training_seconds", scripted)
+    speeds = precision_speeds(small_transformer(), rows=2, context=5, rounds=2)
+    assert order == list(PRECISIONS) * 3
+    assert speeds == {"bf16": 10 / 2, "medium": 10 / 5, "float32": 10 / 8}
 
 
 # ---- learning-rate finder
