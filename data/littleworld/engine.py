@@ -35,13 +35,14 @@ class Item:
     """One thing of the world: its class and its forms in each language.
 
     `forms["en", "word"]` is its plain name, `forms["en", "eats"]` what else is known
-    of it. The form "word.a" is "word" with its article. A number has a `value`.
+    of it. The form "word.a" is "word" with its article. A number has a `value`. In a
+    class with a long tail a `weight` says how often the item is drawn.
     """
 
-    __slots__ = ("cls", "forms", "value")
+    __slots__ = ("cls", "forms", "value", "weight")
 
     def __init__(self, cls, forms, value=None):
-        self.cls, self.forms, self.value = cls, forms, value
+        self.cls, self.forms, self.value, self.weight = cls, forms, value, 1.0
 
     def form(self, language, form="word"):
         try:
@@ -93,7 +94,7 @@ def sequence(values):
 
 
 class Part(NamedTuple):
-    """One part of a template: "text", "draw", "fixed" or "free"."""
+    """One part of a template: "text", "draw", "fixed" or "free"; retold: "same"."""
 
     role: str
     text: str = ""  # the plain text, or the name of the slot
@@ -141,15 +142,16 @@ def parse_template(text):
     return tuple(parts)
 
 
-def settled(template):
-    """The template when all its slots are known: every draw becomes fixed."""
-    return {
-        language: tuple(
-            part._replace(role="fixed", cls="") if part.role == "draw" else part
-            for part in parts
-        )
-        for language, parts in template.items()
-    }
+def settled(template, language, chosen=()):
+    """A half of the template when all is known: draws are fixed, free words chosen."""
+    chosen, parts = iter(chosen), []
+    for part in template[language]:
+        if part.role == "draw":
+            part = part._replace(role="fixed", cls="")
+        elif part.role == "free":
+            part = part._replace(role="same", text=part.words[next(chosen)])
+        parts.append(part)
+    return tuple(parts)
 
 
 class Step(NamedTuple):
@@ -188,7 +190,8 @@ class Teller:
         self.state = {}  # slot -> Item
         self.domains = {}  # slot -> list of Items, or function of the state
         self.language, self.join, self.position = "en", "", 0
-        self.last = None  # the template said last
+        self.last, self.chosen = None, []  # the template said last, and its free words
+        self.record = None  # or a list: what retelling every sentence needs
         self.trace = []
 
     def __getitem__(self, slot):
@@ -207,6 +210,11 @@ class Teller:
     def line(self):
         """The next sentence begins a new line."""
         self.join = "\n"
+
+    def remember(self):
+        """Note what the sentence just said was, if a record is kept."""
+        if self.record is not None:
+            self.record.append((self.last, dict(self.state), self.chosen))
 
     @property
     def bits(self):
@@ -273,17 +281,30 @@ class Writer(Teller):
                 return None
         group, template = options[int(self.random() * len(options))]
         self.note("sentence", math.log2(len(options)))
-        self.last = template
+        self.last, self.chosen = template, []
         self.write(self.join)
         self.say(template)
         self.join = SPACE[self.language]
+        self.remember()
         return group
 
-    def retell(self, template):
+    def retell(self, template, chosen=()):
         """Say a sentence once more, in the language that is set now."""
         self.write(self.join)
-        self.say(settled(template))
+        self.say({self.language: settled(template, self.language, chosen)})
         self.join = SPACE[self.language]
+
+    def draw(self, cls, pool):
+        """An item of the pool, and its bits; long-tailed classes have weights."""
+        if cls not in self.world.tailed:
+            return pool[int(self.random() * len(pool))], math.log2(len(pool))
+        total = math.fsum(item.weight for item in pool)
+        mark = self.random() * total
+        for item in pool:
+            mark -= item.weight
+            if mark < 0:
+                break
+        return item, math.log2(total / item.weight)
 
     def say(self, template):
         language = self.language
@@ -297,13 +318,17 @@ class Writer(Teller):
                 self.write(word)
             elif part.role == "draw":
                 pool = self.pool(part.text, part.cls, self.state)
-                item = pool[int(self.random() * len(pool))]
+                item, bits = self.draw(part.cls, pool)
                 self.state[part.text] = item
                 word = item.form(language, part.form)
-                self.note(part.cls, math.log2(len(pool)), len(word))
+                self.note(part.cls, bits, len(word))
                 self.write(word)
+            elif part.role == "same":
+                self.note("word", 0.0, len(part.text), first=False)
+                self.write(part.text)
             else:
-                word = part.words[int(self.random() * len(part.words))]
+                self.chosen.append(int(self.random() * len(part.words)))
+                word = part.words[self.chosen[-1]]
                 self.note("word", math.log2(len(part.words)), len(word))
                 self.write(word)
 
@@ -327,7 +352,7 @@ class Match:
 
     def __init__(self, position, state):
         self.position, self.state = position, state
-        self.steps, self.faults, self.ended = [], [], False
+        self.steps, self.faults, self.chosen, self.ended = [], [], [], False
 
     def note(self, label, bits, length, first=True):
         self.steps.append(Step(self.position, length, label, bits, first))
@@ -410,11 +435,12 @@ class Reader(Teller):
         self.trace.append(Step(self.position, 0, "sentence", bits, True))
         self.accept(matches[index])
         group, self.last = options[index]
+        self.remember()
         return group
 
-    def retell(self, template):
+    def retell(self, template, chosen=()):
         self.stop_at_end()
-        match = self.match(settled(template))
+        match = self.match({self.language: settled(template, self.language, chosen)})
         if match is None or match.faults and not self.lenient:
             raise Dead
         self.accept(match)
@@ -424,6 +450,7 @@ class Reader(Teller):
         if match.ended:
             raise Ended
         self.position, self.state = match.position, match.state
+        self.chosen = match.chosen
         self.faults = self.faults + match.faults
         self.slots += sum(not step.first for step in match.steps)
         self.join = SPACE[self.language]
@@ -460,11 +487,28 @@ class Reader(Teller):
         found.note(label, 0.0, len(word), first=False)
         return self.take(word, found)
 
+    def match_same(self, part, found):
+        """A free word as it was chosen before; leniently, any of them."""
+        word = part.text
+        if self.lenient and not self.text.startswith(word, found.position):
+            rest = self.text[found.position :]
+            if self.open_end and any(w.startswith(rest) for w in part.words):
+                found.ended = True
+                return True
+            other = next((w for w in part.words if rest.startswith(w)), None)
+            if other is None:
+                return False
+            found.faults.append(Fault("word", word, other, found.position))
+            word = other
+        found.note("word", 0.0, len(word), first=False)
+        return self.take(word, found)
+
     def match_free(self, part, found):
         if self.ends_in("word", part.words, found):
             return True
-        for word in part.words:
+        for index, word in enumerate(part.words):
             if self.text.startswith(word, found.position):
+                found.chosen.append(index)
                 found.note("word", math.log2(len(part.words)), len(word))
                 return self.take(word, found)
         return False
@@ -473,7 +517,7 @@ class Reader(Teller):
         pool = self.pool(part.text, part.cls, found.state)
         if self.open_end:
             forms = [item.form(self.language, part.form) for item in pool]
-            if self.ends_in(part.cls, forms, found):
+            if self.ends_in(part.cls, forms, found, self.weights(part.cls, pool)):
                 return True
             if self.lenient and self.may_end(part.cls, part.form, found):
                 return True
@@ -485,9 +529,16 @@ class Reader(Teller):
             if not self.lenient:
                 return False
             found.faults.append(Fault(part.cls, "another", word, found.position))
-        found.note(part.cls, math.log2(len(pool) or 1), len(word))
+        bits = math.log2(len(pool) or 1)
+        if weights := self.weights(part.cls, pool):
+            bits = math.log2(math.fsum(weights) / item.weight)
+        found.note(part.cls, bits, len(word))
         found.state = {**found.state, part.text: item}
         return self.take(word, found)
+
+    def weights(self, cls, pool):
+        """How often each item of the pool is drawn; None if all have equal chances."""
+        return [i.weight for i in pool] if cls in self.world.tailed else None
 
     def word_here(self, cls, form, position):
         """The word of this class that stands here, or None."""
@@ -514,18 +565,20 @@ class Reader(Teller):
         found.ended = self.world.begins(cls, self.language, form, rest)
         return found.ended
 
-    def ends_in(self, label, words, found):
+    def ends_in(self, label, words, found, weights=None):
         """For an open end: does the text end within one of these words?
 
         Each may go on differently, so their chances are added up.
         """
         if not self.open_end:
             return False
-        fitting = sum(self.is_last(word, found.position) for word in words)
-        if fitting:
-            found.note(label, math.log2(len(words) / fitting), 0)
+        fits = [self.is_last(word, found.position) for word in words]
+        if any(fits):
+            weights = weights or [1] * len(words)
+            fitting = math.fsum(w for w, fit in zip(weights, fits, strict=True) if fit)
+            found.note(label, math.log2(math.fsum(weights) / fitting), 0)
             found.ended = True
-        return bool(fitting)
+        return any(fits)
 
 
 # ------------------------------------------------------------------ reading

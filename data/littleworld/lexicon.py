@@ -1,6 +1,8 @@
 """The lexicon and the dials: two files for a teacher to edit, read and checked here."""
 
 import functools
+import hashlib
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 from littleworld.engine import SPACE, Item, parse_template
 
 FOLDER = Path(__file__).parent
+OPTIONAL = {"more", "tailed"}  # keys that a dial may leave out
 
 
 @functools.cache
@@ -20,6 +23,49 @@ def halves(text):
     """A text of the lexicon as {"en": ..., "zh": ...}."""
     texts = [text] if isinstance(text, str) else text
     return dict(zip(SPACE, texts, strict=False))
+
+
+def load_lexicon(dial):
+    """lexicon.toml and what the file adds that the dial names as `more`."""
+    lexicon = load("lexicon.toml")
+    if "more" not in dial:
+        return lexicon
+    more = load(dial["more"])
+    words = {**lexicon["words"], **more["words"]}
+    for cls, rule in more["made"].items():
+        words[cls] = [*words[cls], *make_words(cls, rule, words)]
+    sentences = dict(lexicon["sentences"])
+    for section, groups in more["sentences"].items():
+        sentences[section] = {**sentences.get(section, {}), **groups}
+    return {**lexicon, "words": words, "sentences": sentences}
+
+
+def make_words(cls, rule, words):
+    """Every front with every back in each pattern, in an order fixed by digests."""
+    known = {half for entry in words[cls] for half in halves(word_of(entry)).values()}
+    made = []
+    for front, back, pattern in itertools.product(
+        rule["front"], rule["back"], rule["pattern"]
+    ):
+        parts = zip(pattern["word"], front, back["word"], strict=True)
+        entry = {**back, **pattern, "word": [p.format(f + b) for p, f, b in parts]}
+        for form, classes in rule.get("knows", {}).items():
+            options = [word_of(one) for name in classes for one in words[name]]
+            number = int.from_bytes(digest(f"{entry['word'][0]}/{form}")[:8], "big")
+            entry[form] = options[number % len(options)]
+        if not known & set(entry["word"]):
+            made.append(entry)
+    return sorted(made, key=lambda entry: digest(entry["word"][0]))
+
+
+def digest(text):
+    """The same bytes for the same text, on every machine."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def word_of(entry):
+    """The word of an entry of the lexicon, which may be a table."""
+    return entry["word"] if isinstance(entry, dict) else entry
 
 
 def make_item(cls, entry, lexicon):
@@ -55,15 +101,14 @@ def check_words(cls, items):
 
 
 def check_halves(group, templates):
-    """The halves of a template must draw the same and have as many free words."""
+    """The halves must draw the same, and have free words in the same order."""
     for template in templates:
         english, chinese = (
-            sorted(
-                (part.role, part.cls, len(part.words))
-                for part in template.get(language, ())
-                if part.role in ("draw", "free")
+            (
+                sorted(part.cls for part in parts if part.role == "draw"),
+                [len(part.words) for part in parts if part.role == "free"],
             )
-            for language in ("en", "zh")
+            for parts in (template.get("en", ()), template.get("zh", ()))
         )
         if english != chinese or "zh" not in template:
             raise ValueError(f"the halves of a sentence of {group} do not agree")
@@ -81,7 +126,7 @@ def load_dial(dial):
         if dial not in dials:
             raise ValueError(f"no dial {dial!r}; there are {', '.join(sorted(dials))}")
         return dials[dial]
-    if wrong := dial.keys() ^ dials["small"].keys():
+    if wrong := (dial.keys() - OPTIONAL) ^ dials["small"].keys():
         raise ValueError(
             f"a dial has the keys of 'small'; see {', '.join(sorted(wrong))}"
         )

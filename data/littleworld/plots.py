@@ -4,6 +4,7 @@ Read `engine.py` first for `choose`, `tell` and `follow`; the sentences themselv
 in `lexicon.toml`, under the names that `tell` is given here.
 """
 
+from littleworld.composed import composed
 from littleworld.engine import number, numbers, sequence
 
 # ------------------------------------------------------------------ stories
@@ -192,13 +193,15 @@ PLOTS = {
     for plot in (
         *(lost, share, rescue, gift, weather, race),
         *(swap, cook, truth, hobby, seek, plant),
+        composed,
     )
 }
 
 
 def story(t):
     names = t.dial["plots"]
-    PLOTS[t.choose("plot", names)](t)
+    weights = list(names.values()) if isinstance(names, dict) else None
+    PLOTS[t.choose("plot", list(names), weights)](t)
 
 
 def story_questions(t):
@@ -406,11 +409,25 @@ def translation(t):
     both_ways(t, "translation.sentence", 3)
 
 
+def retold(t):
+    """A whole story, and the same sentence by sentence in the other language."""
+    t.language, other = t.choose("direction", [("en", "zh"), ("zh", "en")])
+    t.record = []
+    story(t)
+    sentences, t.record = t.record, None
+    t.line()
+    t.tell("translation.again")
+    t.line()
+    t.language = other
+    for template, t.state, chosen in sentences:
+        t.retell(template, chosen)
+
+
 DOCUMENTS = {
     program.__name__: program
     for program in (
         *(story, story_questions, facts, sums, counting, questions),
-        *(town, stock, tracking, dictionary, translation),
+        *(town, stock, tracking, dictionary, translation, retold),
     )
 }
 
@@ -419,6 +436,6 @@ def document(t):
     """Any document: first its kind, then its language, then the rest."""
     kinds, languages = t.dial["documents"], t.dial["languages"]
     t.kind = t.choose("document", list(kinds), list(kinds.values()))
-    if t.kind not in ("dictionary", "translation"):
+    if t.kind not in ("dictionary", "translation", "retold"):
         t.language = t.choose("language", list(languages), list(languages.values()))
     DOCUMENTS[t.kind](t)

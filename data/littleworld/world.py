@@ -17,8 +17,8 @@ from littleworld.engine import (
 from littleworld.lexicon import (
     check_halves,
     check_words,
-    load,
     load_dial,
+    load_lexicon,
     make_item,
     parse_pair,
 )
@@ -60,12 +60,16 @@ class World:
     def __init__(self, dial="small"):
         self.dial_name = dial  # as it was given: a name, or the table itself
         self.dial = load_dial(dial)
-        lexicon = load("lexicon.toml")
+        lexicon = load_lexicon(self.dial)
         sizes = self.dial["words"]
         self.words = {
             cls: [make_item(cls, entry, lexicon) for entry in entries[: sizes.get(cls)]]
             for cls, entries in lexicon["words"].items()
         }
+        self.tailed = set(self.dial.get("tailed", ()))
+        for cls in self.tailed:  # Zipf's law: the tenth is drawn a tenth as often
+            for rank, item in enumerate(self.words[cls], 1):
+                item.weight = 1 / rank
         self.groups = {
             f"{section}.{name}": [parse_pair(text) for text in texts]
             for section, groups in lexicon["sentences"].items()
