@@ -10,7 +10,7 @@ from pathlib import Path
 from littleworld.engine import SPACE, Item, parse_template
 
 FOLDER = Path(__file__).parent
-OPTIONAL = {"more", "tailed"}  # keys that a dial may leave out
+OPTIONAL = {"composed", "more", "tailed"}  # keys that a dial may leave out
 
 
 @functools.cache

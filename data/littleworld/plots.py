@@ -199,9 +199,11 @@ PLOTS = {
 
 
 def story(t):
-    names = t.dial["plots"]
-    weights = list(names.values()) if isinstance(names, dict) else None
-    PLOTS[t.choose("plot", list(names), weights)](t)
+    names, weights = t.dial["plots"], None
+    if more := t.dial.get("composed"):
+        weights = [1] * len(names) + [more]
+        names = [*names, "composed"]
+    PLOTS[t.choose("plot", names, weights)](t)
 
 
 def story_questions(t):
