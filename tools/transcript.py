@@ -1,0 +1,87 @@
+"""Write book/transcript.md: what the shipped chat model says, word for word.
+
+The front page includes that file. The words are typed into `minillm chat`, with the
+likeliest token taken at every place, so that the same model gives the same answers;
+`tests/test_book_pages.py` asks again and compares.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "book" / "transcript.md"
+MODEL = "checkpoints/littleworld-chat"
+COMMAND = f"minillm chat --model {MODEL} --do_sample false"
+SAID = [
+    "Hello!",
+    "Tell me a story about a fox.",
+    "Who is the friend of {hero}?",
+    "/reset",
+    "What does the fox say?",
+    "How much is 3 + 4?",
+    "Where does the dragon live?",
+]
+
+
+class Typist:
+    """Stands for the keyboard: types `SAID`, and knows whom the story was about."""
+
+    isatty = staticmethod(lambda: False)
+
+    def __init__(self, heard: io.StringIO):
+        self.heard, self.typed = heard, []
+
+    def readline(self) -> str:
+        if len(self.typed) == len(SAID):
+            return ""
+        named = re.search(r"(?:named|called) (\w+)", self.heard.getvalue())
+        hero = named[1] if named else ""
+        self.typed.append(SAID[len(self.typed)].format(hero=hero))
+        return self.typed[-1] + "\n"
+
+
+def ask() -> list[tuple[str, str]]:
+    """Type every line into one conversation; what was said, and what came back."""
+    from minillm.command_line import main
+
+    heard, before = io.StringIO(), sys.stdin
+    sys.stdin = typist = Typist(heard)
+    try:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(heard):
+            if main(COMMAND.split()[1:]):
+                raise RuntimeError(f"{COMMAND}: {heard.getvalue()}")
+    finally:
+        sys.stdin = before
+    replies = iter(heard.getvalue().splitlines()[1:])  # the first line names the model
+    turns = typist.typed
+    return [(said, "" if said[0] == "/" else next(replies)) for said in turns]
+
+
+def wrap(text: str, width: int = 72) -> str:
+    """Break at spaces, so that no line of the page is wider than a phone's scroll."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] += " " * bool(lines[-1]) + word
+    return "\n".join(lines)
+
+
+def page(turns: list[tuple[str, str]]) -> str:
+    talk = "\n".join(f"> {said}\n{wrap(reply)}".strip() for said, reply in turns)
+    return f"```text\n$ {COMMAND}\n{talk}\n```\n"
+
+
+def main() -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    PAGE.write_text(page(ask()), encoding="utf-8")
+    print(PAGE.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
