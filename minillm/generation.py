@@ -4,6 +4,8 @@
 
 # %% auto #0
 __all__ = [
+    "KNOWN",
+    "STEPS",
     "scale_temperature",
     "keep_top_k",
     "keep_top_p",
@@ -12,6 +14,10 @@ __all__ = [
     "GenerationConfig",
     "filter_logits",
     "sample",
+    "joined",
+    "DecodeStep",
+    "weights_now",
+    "decode_step",
     "ContextFull",
     "room",
     "seeded",
@@ -30,10 +36,14 @@ __all__ = [
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
-from minillm.attention import KVCache, padding_mask
+from minillm.attention import Attention, KVCache, attend, padding_mask, rotate
+from minillm.decoder_layer import DecoderLayer, RMSNorm
+from minillm.mlp import MLP
 from minillm.tokenizer import BaseTokenizer
 from minillm.transformer import Transformer
 
@@ -174,6 +184,86 @@ def sample(
 
 
 # %%
+def joined(*parts: nn.Linear) -> torch.Tensor:
+    """Linear layers that read the same input, as one matrix (in, out)."""
+    weight = torch.cat([part.weight.detach() for part in parts]).mT
+    exact = weight.dtype == torch.float32  # then one row reads this order faster
+    return weight.contiguous() if exact else weight
+
+
+# %%
+class DecodeStep:
+    """`model(new, cache=cache)[:, -1]` for one new token a row, in few operations.
+
+    Holds a copy of the weights, and what they were when it was made (`weights_now`).
+    """
+
+    def __init__(self, model: Transformer):
+        self.made_from, self.config = weights_now(model), model.config
+        self.embed_tokens, self.rope, self.norm = (
+            model.embed_tokens,
+            model.rope,
+            model.norm,
+        )
+        self.axes = torch.eye(model.config.head_dim)[:, None]  # (D heads, 1, D)
+        self.lm_head, self.layers = joined(model.lm_head), []
+        for layer in model.layers:
+            at, mlp = layer.self_attn, layer.mlp
+            first = joined(at.q_proj, at.k_proj, at.v_proj), joined(at.o_proj)
+            second = joined(mlp.gate_proj, mlp.up_proj), joined(mlp.down_proj)
+            self.layers.append((layer, *first, *second))
+
+    def __call__(self, new: torch.Tensor, cache: list[KVCache]) -> torch.Tensor:
+        """new (B, 1) -> logits (B, V)"""
+        H, G = self.config.num_attention_heads, self.config.num_key_value_heads
+        turn = rotate(self.axes, *self.rope(torch.tensor([cache[0].length])))[:, 0]
+        stream = self.embed_tokens(new[:, 0])  # (B, E)
+        for (layer, qkv, o, gate_up, down), past in zip(
+            self.layers, cache, strict=True
+        ):
+            heads = layer.input_layernorm(stream) @ qkv  # (B, (H + 2 G) D)
+            heads = heads.view(len(new), -1, 1, len(turn)).split([H, G, G], 1)
+            query, key = (
+                layer.self_attn.q_norm(heads[0]),
+                layer.self_attn.k_norm(heads[1]),
+            )
+            query, key = ((x.float() @ turn).type_as(x) for x in (query, key))
+            mixed = attend(query, *past.append(key, heads[2])).flatten(1)  # (B, H D)
+            stream = torch.addmm(stream, mixed, o)
+            gate, up = (layer.post_attention_layernorm(stream) @ gate_up).chunk(2, -1)
+            stream = torch.addmm(stream, layer.mlp.activation(gate) * up, down)
+        return self.norm(stream) @ self.lm_head
+
+
+# %%
+KNOWN = {
+    Transformer, DecoderLayer, Attention, MLP, RMSNorm,
+    nn.Embedding, nn.Linear, nn.ModuleList, nn.Dropout, nn.Identity,
+}  # fmt: skip
+STEPS: WeakKeyDictionary[Transformer, DecodeStep] = WeakKeyDictionary()
+
+
+def weights_now(model: Transformer) -> list[tuple[int, float]]:
+    """Place and sum of every parameter: something in it differs after any change."""
+    parameters = model.parameters()
+    return [(p.data_ptr(), p.sum(dtype=torch.float32).item()) for p in parameters]
+
+
+def decode_step(model: Transformer) -> DecodeStep | None:
+    """The step for this model with its weights of now, or None if it has none."""
+    parts, weights = list(model.modules()), dict(model.named_parameters())
+    plain = all(type(p) in KNOWN and not p._forward_hooks for p in parts)
+    plain &= not any(name.endswith("bias") or w.is_cuda for name, w in weights.items())
+    size = sum(weight.nbytes for weight in weights.values())
+    if not plain or model.training or size > 2**30 or torch.is_autocast_enabled("cpu"):
+        return None
+    step = STEPS.get(model)
+    if step is None or step.made_from != weights_now(model):
+        step = STEPS[model] = DecodeStep(model)
+    return step
+
+
+# %%
 class ContextFull(UserWarning):
     """Generation stopped because the model's context had no room for more."""
 
@@ -250,11 +340,16 @@ def decode_steps(
     generator = seeded(config.seed, input_ids.device)
     padding = LeftPadding(input_ids, attention_mask)
     previous = input_ids.where(padding.tokens, -1)
-    new = input_ids[:, start:]
-    for _ in range(limit):
-        mask, positions = padding.last(new.shape[1])
-        logits = model(new, mask, positions, cache, logits_to_keep=1)
-        chosen = sample(logits[:, -1], config, previous, generator)  # (B,)
+    new, step = input_ids[:, start:], None
+    for made in range(limit):
+        if made == 1 and padding.none:
+            step = decode_step(model)
+        if step is None:
+            mask, positions = padding.last(new.shape[1])
+            logits = model(new, mask, positions, cache, logits_to_keep=1)[:, -1]
+        else:
+            logits = step(new, cache)  # (B, V)
+        chosen = sample(logits, config, previous, generator)  # (B,)
         yield chosen
         new = chosen[:, None]  # (B, 1)
         padding.grow()
