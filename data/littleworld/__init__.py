@@ -3,6 +3,7 @@
 from littleworld.conversations import judge
 from littleworld.corpus import write_corpus
 from littleworld.excess import excess, explain
+from littleworld.preferences import preference
 from littleworld.world import Document, Verdict, World, check, score
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "excess",
     "explain",
     "judge",
+    "preference",
     "score",
     "write_corpus",
 ]

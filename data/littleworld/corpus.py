@@ -9,6 +9,8 @@ import os
 import zlib
 from pathlib import Path
 
+from littleworld.conversations import kinds_in_turn
+from littleworld.preferences import REASONS, preference
 from littleworld.world import World
 
 # A seed names its split, so that no validation document shares one with training.
@@ -25,10 +27,17 @@ def document_rows(world, split, seed, count, exact=False):
 
 def conversation_rows(world, split, seed, count):
     """Rows {"conversations", "kind", ...}, the kinds in turn."""
-    kinds = world.dial["conversations"]
+    kinds = kinds_in_turn(world, split)
     for index in range(count):
         kind = kinds[index % len(kinds)]
         yield world.conversation(f"{seed}/{index}", split, kind)
+
+
+def preference_rows(world, split, seed, count):
+    """Rows {"chosen", "rejected", "reason", ...}, the reasons in turn."""
+    for index in range(count):
+        reason = REASONS[index % len(REASONS)]
+        yield preference(world, f"{seed}/{index}", split, reason)
 
 
 def write_rows(rows, path):
@@ -58,20 +67,25 @@ def write_corpus(
     per_kind=40,
     dial="small",
     seed=0,
+    preferences=None,
 ):
-    """Write train, validation, sft_train and sft_test .jsonl and about.json.
+    """Write documents, conversations and pairs as .jsonl files, and about.json.
 
     The same arguments give the same bytes on every machine. Returns what about.json
-    holds: sizes, checksums, and the floor in bits per byte of validation.jsonl.
+    holds: sizes, checksums, and the floor in bits per byte of validation.jsonl. There
+    is a pair for every six conversations, unless `preferences` says how many.
     """
     folder, world = Path(folder), World(dial)
     folder.mkdir(parents=True, exist_ok=True)
     tests = per_kind * len(world.dial["conversations"])
+    pairs = conversations // 6 if preferences is None else preferences
     rows = {
         "train": document_rows(world, "train", seed, documents),
         "validation": document_rows(world, "validation", seed, validation, exact=True),
         "sft_train": conversation_rows(world, "train", seed, conversations),
         "sft_test": conversation_rows(world, "test", seed, tests),
+        "preferences_train": preference_rows(world, "train", seed, pairs),
+        "preferences_test": preference_rows(world, "test", seed, min(pairs, 200)),
     }
     files = {
         f"{name}.jsonl": write_rows(rows, folder / f"{name}.jsonl")
