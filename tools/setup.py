@@ -24,14 +24,18 @@ import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from queue import Empty, Queue  # noqa: E402
+from threading import Thread  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "minillm-installed"
 WINDOWS = os.name == "nt"
 PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
-NEEDED_GB = 6  # with the CUDA build of torch; the CPU build needs a third of it
+NEEDED_GB, CUDA_GB = 3, 10  # with the CPU build of torch; with CUDA's, and download
+FIND_SECONDS, INSTALL_SECONDS = 0.25, 0.25  # usual time a package, on 2 cores
 
 
 def fail(message: str) -> None:
@@ -70,11 +74,11 @@ def make_venv() -> None:
             f"On Debian or Ubuntu: apt install python{VERSION}-venv"
         )
     free = shutil.disk_usage(ROOT).free / 1e9
+    room = f"{free:.1f} GB free on this disk; the environment needs {NEEDED_GB} GB"
     if free < NEEDED_GB and not VENV.exists():
-        fail(
-            f"{free:.1f} GB free on this disk; the environment needs up to "
-            f"{NEEDED_GB} GB. Free some, then run the same command again."
-        )
+        fail(f"{room}. Free some, then run the same command again.")
+    if free < CUDA_GB and sys.platform == "linux":
+        print(f"{room}, or up to {CUDA_GB} GB if PyTorch comes with CUDA", flush=True)
     print("[1/3] making the environment in .venv", flush=True)
     # --clear: a half-made or foreign environment is replaced, not repaired.
     done = subprocess.run(
@@ -84,8 +88,80 @@ def make_venv() -> None:
         fail("the environment could not be made; the lines above say why.")
 
 
+def seconds_left(done: float, total: int, spent: float, each: float) -> float:
+    """Time for the rest: what a package took so far, mixed with what it usually takes.
+
+    The usual time (`each`) counts as if 30 packages had shown it, so that a slow start,
+    or one large download, does not make the first estimates absurd.
+    """
+    return (spent + 30 * each) / (done + 30) * max(total - done, 0)
+
+
+def lines_of(pip: subprocess.Popen) -> Iterator[str]:
+    """What pip says, and an empty line for each second in which it says nothing."""
+    said: Queue = Queue()
+
+    def listen():
+        for line in pip.stdout:
+            said.put(line)
+        said.put(None)
+
+    Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            if (line := said.get(timeout=1)) is None:
+                return
+        except Empty:
+            line = ""
+        yield line.rstrip()
+
+
+class Progress:
+    """Says how far pip is: it finds and downloads all packages, then installs them."""
+
+    def __init__(self, total: int):
+        self.total, self.found, self.installing = total, 0, 0.0
+        self.start = self.said = time.time()
+        self.places = [*VENV.glob("lib/python*"), VENV / "Lib"]
+
+    def hear(self, line: str) -> None:
+        self.found += line.startswith(("Collecting ", "Requirement already"))
+        if large := re.match(r" *Downloading (\S+?)-(\d\S*?)-.*\((\d{2,}\S*) MB", line):
+            self.say(f"  downloading {large[1]} {large[2]}, {large[3]} MB", "\n")
+        elif line.startswith("Installing collected"):
+            self.installing, self.total = time.time(), line.count(",") + 1
+            self.before = self.installed()
+        self.show()
+
+    def installed(self) -> int:
+        return sum(
+            1 for p in self.places for _ in p.glob("site-packages/*.dist-info/RECORD")
+        )
+
+    def show(self) -> None:
+        """A line now and then; the time left only once it means something."""
+        bar, now = sys.stdout.isatty(), time.time()
+        if now - self.said < (1 if bar else 10):
+            return
+        if self.installing:
+            done, verb, rest = self.installed() - self.before, "installed", 0.0
+            spent, each = now - self.installing, INSTALL_SECONDS
+        else:
+            done, verb, rest = self.found, "found", INSTALL_SECONDS * self.total
+            spent, each = now - self.start, FIND_SECONDS
+        note = f"  {verb} {min(done, self.total)} of {self.total} packages"
+        if spent > 5 and done > 10:
+            left = seconds_left(done, self.total, spent, each) + rest
+            note += f", about {max(round(left, -1), 10):.0f} s left"
+        self.say(note, "\r" if bar else "\n")
+
+    def say(self, note: str, end: str) -> None:
+        print(f"{note:72}", end=end, flush=True)
+        self.said = time.time()
+
+
 def install() -> None:
-    """Run pip, and show how far it is: packages found, of those pinned."""
+    """Run pip, and show how far it is."""
     pinned = re.findall(
         r"^[\w.-]+==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M
     )
@@ -97,31 +173,21 @@ def install() -> None:
         str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check",
         "--no-input", "--progress-bar", "off", "-c", "constraints.txt", "-e", ".[all]",
     ]  # fmt: skip
-    start, found, tail, bar = time.time(), 0, [], sys.stdout.isatty()
+    progress, tail = Progress(len(pinned)), []
     pip = subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
-    for line in pip.stdout:
-        tail = [*tail[-14:], line.rstrip()]
-        if line.startswith("Collecting "):
-            found += 1
-            if found % 25 == 0 or bar:
-                left = (time.time() - start) / found * (len(pinned) - found)
-                note = (
-                    f"  found {min(found, len(pinned))} of {len(pinned)} packages, "
-                    f"about {max(left, 0):.0f} s left to find the rest"
-                )
-                print(note, end="\r" if bar else "\n", flush=True)
-        elif line.startswith("Installing collected"):
-            print("\n  copying them into .venv: the last step, 30-60 s", flush=True)
+    for line in lines_of(pip):
+        tail = [*tail[-14:], line] if line else tail
+        progress.hear(line)
     if pip.wait():
-        print("\n".join(tail), file=sys.stderr)
+        print("\n".join(["", *tail]), file=sys.stderr)
         fail(
             "pip could not install the course; its last lines are above. "
             "Run the same command again to go on."
         )
-    print(f"  installed in {time.time() - start:.0f} s", flush=True)
+    progress.say(f"  installed in {time.time() - progress.start:.0f} s", "\n")
 
 
 def pin() -> None:
