@@ -1,0 +1,97 @@
+"""The book's own pages: what they quote, count and link to is there."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import course_map  # noqa: E402
+import transcript  # noqa: E402
+
+
+def code_of_the_course() -> str:
+    """All code, with f-strings as a reader sees them: `…` for what is filled in."""
+    files = [*ROOT.glob("minillm/*.py"), *ROOT.glob("tools/*.py")]
+    text = "\n".join(path.read_text("utf-8") for path in files)
+    text = re.sub(r'"\s*\n\s*f?"', "", text)
+    return re.sub(r"\{[^{}]*\}", "…", re.sub(r"\{(\w+)=\}", r"\1=…", text))
+
+
+def quoted_messages() -> list[str]:
+    page = (BOOK / "troubleshooting.md").read_text("utf-8")
+    ours, _, _ = page.partition("## From other programs")
+    heads = re.findall(r"^(.+)\n: ", ours, re.M)
+    return [m for head in heads for m in re.findall(r"`([^`]{12,})`", head)]
+
+
+FOREIGN = ("command not found", "No module", "is not recognized", "StopIteration")
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_a_quoted_message_is_in_the_code(message):
+    if any(text in message for text in FOREIGN):
+        pytest.skip("another program's message")
+    code = code_of_the_course()
+    pieces = [p.strip() for p in re.split(r"…|\d+\.\d+|[:;,.] ", message)]
+    missing = [p for p in pieces if len(p) > 7 and p not in code]
+    assert not missing, f"no code says {missing}"
+
+
+def test_the_transcript_is_what_the_shipped_model_says():
+    assert transcript.PAGE.read_text("utf-8") == transcript.page(transcript.ask())
+
+
+def test_course_maps_are_drawn_from_the_list_of_chapters():
+    for name, text in course_map.maps().items():
+        assert (BOOK / "figures" / name).read_text("utf-8") == text, name
+    titles = [t for part in course_map.PARTS.values() for t in part]
+    stems = [t.replace(" ", "_") for t in titles]
+    chapters = sorted(p.stem for p in ROOT.glob("notebooks/[01]*.ipynb"))
+    assert ["00_welcome", *stems] == chapters
+
+
+def pages_in_toc() -> set[str]:
+    found, todo = set(), [yaml.safe_load((BOOK / "_toc.yml").read_text("utf-8"))]
+    while todo:
+        entry = todo.pop()
+        found |= {entry[key] for key in ("root", "file") if key in entry}
+        for key in ("parts", "chapters", "sections"):
+            todo += entry.get(key, [])
+    return found
+
+
+def test_every_page_and_notebook_is_in_the_table_of_contents():
+    pages = {f"book/{p.stem}" for p in BOOK.glob("*.md")} - {"book/transcript"}
+    notebooks = {f"notebooks/{p.stem}" for p in ROOT.glob("notebooks/*.ipynb")}
+    assert pages | notebooks <= pages_in_toc()
+
+
+def test_papers_with_an_address_in_a_chapter_are_in_the_bibliography():
+    chapters = "\n".join(p.read_text("utf-8") for p in ROOT.glob("notebooks/text/*"))
+    numbers = set(re.findall(r"arxiv\.org/abs/(\d{4}\.\d{4,5})", chapters))
+    known = (BOOK / "references.bib").read_text("utf-8")
+    assert not {n for n in numbers if n not in known}
+
+
+def test_the_bibliography_has_no_entry_twice_and_an_address_where_there_is_one():
+    text = (BOOK / "references.bib").read_text("utf-8")
+    keys = re.findall(r"^@\w+\{(\w+),", text, re.M)
+    assert len(keys) == len(set(keys)) > 60
+    entries = re.split(r"^@", text, flags=re.M)[1:]
+    without = [e[:40] for e in entries if not re.search(r"eprint|doi|url", e)]
+    assert len(without) <= 2  # an article of a magazine, a report
+
+
+def test_terms_of_the_glossary_are_sorted_and_explained():
+    text = (BOOK / "glossary.md").read_text("utf-8")
+    body = text.split("```{glossary}\n")[1].split("```")[0]
+    entries = [block.splitlines() for block in body.strip().split("\n\n")]
+    first = [lines[0].lower() for lines in entries]
+    assert first == sorted(first) and len(first) > 100
+    assert all(lines[-1].startswith("  ") for lines in entries)
