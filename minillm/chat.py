@@ -7,6 +7,8 @@ __all__ = [
     "CHAT_CONFIG",
     "STYLE",
     "Checker",
+    "TIPS",
+    "HELP",
     "common_prefix",
     "fit_context",
     "Conversation",
@@ -22,11 +24,18 @@ __all__ = [
     "send",
     "retry",
     "start_anew",
+    "save_file",
+    "load_file",
     "connect",
+    "Terminal",
+    "read_lines",
+    "converse",
 ]
 
 # %%
 import html
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,11 +120,16 @@ class Conversation:
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as a line that chapter 10 can train on."""
+        if not self.messages:
+            raise ValueError("there is nothing to save: no message was sent yet")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl([{"conversations": self.head + self.messages}], path)
 
     def load(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote."""
-        messages = next(read_conversations(path))["conversations"]
+        messages = next(read_conversations(path), {}).get("conversations")
+        if not messages:
+            raise ValueError(f"{path} holds no conversation")
         self.reset()
         self.system = None
         if messages[0]["role"] == "system":
@@ -262,10 +276,12 @@ def chat_html(
             note = "the context is full: the model no longer sees what is above"
             parts.append(f"<div class='note'>{note}</div>")
         faded = " forgotten" if number < chat.forgotten else ""
-        parts.append(f"<div class='{role}{faded}'>{text}</div>")
+        said = f"class='{role}{faded}' role='group' aria-label='{role}'"
+        parts.append(f"<div {said}>{text}</div>")
     if pending:
         parts.append(f"<div class='assistant'>{html.escape(pending)}▌</div>")
-    return f"{STYLE}<div class='mini-chat' role='log'>{''.join(parts)}</div>"
+    attributes = "class='mini-chat' role='log' aria-label='conversation'"
+    return f"{STYLE}<div {attributes}>{''.join(parts)}</div>"
 
 
 # %%
@@ -287,23 +303,38 @@ def speak_together(chats: list[Chat], text: str) -> Iterator[list[str]]:
 
 
 # %%
+TIPS = {
+    "send": "say what stands in the line (Enter does the same)",
+    "stop": "end the reply where it is",
+    "retry": "take the last reply back and ask again",
+    "new": "begin a new conversation",
+    "save": "write the conversation to this file",
+    "load": "go on with the conversation in this file",
+}
+
+
 def build_controls(config: GenerationConfig) -> dict:
     """The entry, buttons, sliders and check box of a chat window, by name."""
     import ipywidgets as w  # only the window needs it, a terminal does not
 
-    wide, narrow = w.Layout(flex="1 1 240px", width="auto"), w.Layout(width="auto")
-    entry = w.Text(placeholder="Say something, then press Enter", description="You")
-    entry.layout = wide
-    made = {"entry": entry}
-    for name in ("send", "stop", "retry", "new"):
-        made[name] = w.Button(description=name.title(), layout=narrow)
+    made, narrow = {}, w.Layout(width="auto")
+    hints = {"entry": "Say something, then press Enter", "file": "a .jsonl file"}
+    for (name, hint), width in zip(hints.items(), (200, 160), strict=True):
+        made[name] = w.Text(placeholder=hint, description=f"{name}:")
+        made[name].layout = w.Layout(flex=f"1 1 {width}px", width="auto", min_width="0")
+    made["entry"].description, made["file"].value = "You:", "runs/chat.jsonl"
+    for name, tip in TIPS.items():
+        made[name] = w.Button(description=name.title(), tooltip=tip, layout=narrow)
     made["temperature"] = w.FloatSlider(config.temperature, min=0, max=2, step=0.1)
     made["top_p"] = w.FloatSlider(config.top_p, min=0.05, max=1, step=0.05)
     made["max_new_tokens"] = w.IntSlider(config.max_new_tokens, min=1, max=512)
     for name in ("temperature", "top_p", "max_new_tokens"):
         made[name].description = name.replace("_", " ")
-        made[name].style = {"description_width": "initial"}
+        made[name].layout = w.Layout(max_width="100%")
     made["tokens"] = w.Checkbox(description="show probabilities", indent=False)
+    made["tokens"].layout = narrow
+    for name in ("entry", "file", "temperature", "top_p", "max_new_tokens"):
+        made[name].style = {"description_width": "initial"}
     return made
 
 
@@ -320,9 +351,12 @@ class ChatWindow:
         self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in chats]
         self.status, self.controls = w.HTML(), build_controls(chats[0].config)
         wrap = w.Layout(flex_flow="row wrap", align_items="center")
-        first = [self.controls[k] for k in ("entry", "send", "stop", "retry", "new")]
-        rest = [widget for widget in self.controls.values() if widget not in first]
-        rows = [w.HBox(first, layout=wrap), w.HBox(rest, layout=wrap)]
+        places = (
+            ("entry", "send", "stop", "retry", "new"),
+            ("temperature", "top_p", "max_new_tokens", "tokens"),
+            ("file", "save", "load"),
+        )
+        rows = [w.HBox([self.controls[k] for k in ks], layout=wrap) for ks in places]
         for row in rows:
             row.add_class("mini-live")  # hidden on pages without a kernel
         columns = w.HBox(self.panes, layout=w.Layout(flex_flow="row wrap"))
@@ -443,10 +477,32 @@ def start_anew(window: ChatWidget) -> None:
     window.show()
 
 
+def save_file(window: ChatWidget) -> None:
+    """Write the first chat's conversation to the file that is named below."""
+    path = window.controls["file"].value.strip()
+    try:
+        window.chats[0].save(path)
+        window.show(note=f"saved in {path}")
+    except (OSError, ValueError) as error:
+        window.show(note=str(error))
+
+
+def load_file(window: ChatWidget) -> None:
+    """Have every chat go on with the conversation in that file."""
+    window.stop()
+    try:
+        for chat in window.chats:
+            chat.load(window.controls["file"].value.strip())
+        window.show()
+    except (OSError, ValueError) as error:
+        window.show(note=str(error))
+
+
 def connect(window: ChatWidget) -> None:
     """Give every control of a chat window its action."""
     controls = window.controls
     actions = {"send": send, "stop": ChatWidget.stop, "retry": retry, "new": start_anew}
+    actions |= {"save": save_file, "load": load_file}
     for name, action in actions.items():
         controls[name].on_click(lambda _, action=action: action(window))
     controls["entry"].on_msg(
@@ -455,3 +511,121 @@ def connect(window: ChatWidget) -> None:
     for name in ("temperature", "top_p", "max_new_tokens"):
         controls[name].observe(lambda _: window.set_sampling(), names="value")
     controls["tokens"].observe(lambda _: window.show(), names="value")
+
+
+# %%
+HELP = """\
+/reset          begin anew              /retry       ask the last question again
+/system TEXT    say how to behave       /params temperature=0.8 seed=3
+/base           the other model, back   /save FILE   /load FILE   /quit
+Ctrl-C stops a reply; the arrow keys bring back earlier lines."""
+
+
+class Terminal:
+    """A conversation by lines: those that begin with / are commands.
+
+    `other()` makes the chat that /base changes to, such as the base model's.
+    """
+
+    def __init__(self, chat: Chat, other: Callable[[], Chat] | None = None):
+        self.chat, self.other = chat, other
+        self.commands = {
+            name.removeprefix("do_"): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("do_")
+        }
+
+    def obey(self, line: str) -> bool:
+        """Do what a line says; False if it says to leave."""
+        name, _, rest = line[1:].partition(" ")
+        if line.startswith("/") and name in ("quit", "exit"):
+            return False
+        try:
+            if not line.startswith("/"):
+                self.speak(line)
+            elif name in self.commands:
+                self.commands[name](rest.strip())
+            else:
+                print(f"(no command /{name}; /help lists them)")
+        except (OSError, TypeError, ValueError) as error:
+            print(f"({error})")
+        return True
+
+    def speak(self, text: str) -> None:
+        """Say a text and print the reply as it comes; Ctrl-C stops it."""
+        chat, seen = self.chat, self.chat.forgotten
+        try:
+            for piece in chat.stream(text):
+                print(piece, end="", flush=True)
+            print(" (cut at its longest)" * (chat.finish_reason == "length"))
+        except KeyboardInterrupt:
+            print(" (stopped)")
+        if chat.forgotten > seen:
+            print(f"(the context is full: the first {chat.forgotten} messages are out)")
+
+    def do_help(self, rest: str) -> None:
+        print(HELP)
+
+    def do_reset(self, rest: str) -> None:
+        self.chat.reset()
+
+    def do_retry(self, rest: str) -> None:
+        self.speak(self.chat.undo())
+
+    def do_system(self, rest: str) -> None:
+        self.chat.system = rest or None
+        self.chat.reset()
+        print(f"(begun anew: {rest or 'no system message'})")
+
+    def do_save(self, rest: str) -> None:
+        self.chat.save(rest or "runs/chat.jsonl")
+        print(f"(saved in {rest or 'runs/chat.jsonl'})")
+
+    def do_load(self, rest: str) -> None:
+        self.chat.load(rest or "runs/chat.jsonl")
+        for message in self.chat.messages:
+            print(">" * (message["role"] == "user"), message["content"])
+
+    def do_params(self, rest: str) -> None:
+        given = dict(pair.partition("=")[::2] for pair in rest.split())
+        fields = vars(self.chat.config)
+        if unknown := given.keys() - fields.keys():
+            raise ValueError(
+                f"no setting {unknown.pop()}; there are {', '.join(fields)}"
+            )
+        values = {name: json.loads(value) for name, value in given.items()}
+        self.chat.config = replace(self.chat.config, **values)
+        print(*(f"{k}={v}" for k, v in vars(self.chat.config).items() if v != ()))
+
+    def do_base(self, rest: str) -> None:
+        if self.other is None:
+            raise ValueError("there is no other model to change to")
+        now, other = self.chat, self.other()
+        other.system, other.messages = now.system, list(now.messages)
+        self.chat, self.other = other, lambda: now
+        print("(changed to the other model; /base changes back)")
+
+
+# %%
+def read_lines(prompt: str = "> ") -> Iterator[str]:
+    """Lines that are typed, with their history, or piped in; empty ones left out."""
+    try:
+        import readline  # noqa: F401  with it, the arrow keys bring back lines
+    except ImportError:
+        pass
+    while True:
+        try:
+            line = input(prompt if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line:
+            yield line
+
+
+def converse(chat: Chat, other: Callable[[], Chat] | None = None) -> None:
+    """Talk in a terminal until /quit, the end of the input, or Ctrl-C."""
+    terminal = Terminal(chat, other)
+    for line in read_lines():
+        if not terminal.obey(line):
+            return

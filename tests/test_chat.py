@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm import chat as module
+from minillm.attention import KVCache
 from minillm.chat import Chat, ChatWidget, chat_html, token_probabilities
 from minillm.generation import GenerationConfig
 from minillm.sft import CHATML, SFTDataset
@@ -80,7 +81,8 @@ def test_cache_holds_what_it_says(chat, model):
             model(inputs, cache=cache)
         for kept, computed in zip(chat.cache, cache, strict=True):
             S = kept.length
-            torch.testing.assert_close(kept.keys[:, :, :S], computed.keys[:, :, :S])
+            pair = kept.keys[:, :, :S], computed.keys[:, :, :S]
+            torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
 
 
 def test_second_turn_computes_only_what_is_new(chat):
@@ -103,16 +105,15 @@ def test_stopped_reply_is_kept_and_the_next_is_right(chat):
 
 def test_interrupted_in_the_middle_of_a_layer(chat, monkeypatch):
     chat.reply("Who is Tim?")
-    layer, calls = chat.model.layers[1], []
-    forward = type(layer).forward
+    calls, append = [], KVCache.append
 
     def interrupt(self, *arguments):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return forward(self, *arguments)
+        return append(self, *arguments)
 
-    monkeypatch.setattr(type(layer), "forward", interrupt)
+    monkeypatch.setattr(KVCache, "append", interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         chat.reply("And the kite?")
     monkeypatch.undo()
@@ -369,3 +370,181 @@ def test_enter_sends(chat):
     window.controls["entry"]._handle_custom_msg({"event": "submit"}, [])
     window.worker.join()
     assert chat.messages[0]["content"] == "Who is Tim?"
+
+
+def test_window_saves_and_loads(chat, tmp_path):
+    window = ChatWidget(chat, Chat(chat.model, chat.tokenizer, config=GREEDY))
+    window.controls["file"].value = str(tmp_path / "new/talk.jsonl")
+    window.controls["save"].click()
+    assert "nothing to save" in window.status.value
+    window.ask("Who is Tim?", wait=True)
+    window.controls["save"].click()
+    assert "saved in" in window.status.value
+    said = list(chat.messages)
+    window.controls["new"].click()
+    assert chat.messages == []
+    window.controls["load"].click()
+    assert all(other.messages == said for other in window.chats)
+    assert "Who is Tim?" in window.panes[1].value
+    for name, fault in {"none.jsonl": "No such file", "bad.jsonl": "line 1"}.items():
+        (tmp_path / "bad.jsonl").write_text("oops\n")
+        window.controls["file"].value = str(tmp_path / name)
+        window.controls["load"].click()
+        assert fault in window.status.value and chat.messages == said
+
+
+def test_an_empty_file_holds_no_conversation(chat, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="empty.jsonl holds nothing to read"):
+        chat.load(tmp_path / "empty.jsonl")
+
+
+def test_every_control_has_a_label(chat):
+    window = ChatWidget(chat)
+    for name, control in window.controls.items():
+        assert control.description, name
+        assert not hasattr(control, "icon") or control.tooltip, name
+    chat.messages = [{"role": "user", "content": "Hi!"}]
+    assert "role='log' aria-label='conversation'" in chat_html(chat)
+    assert "role='group' aria-label='user'" in chat_html(chat)
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+@pytest.fixture
+def terminal(model, tokenizer):
+    other = Chat(model, tokenizer, config=replace(GREEDY, max_new_tokens=3))
+    return module.Terminal(Chat(model, tokenizer, config=GREEDY), lambda: other)
+
+
+def test_lines_are_said_and_commands_obeyed(terminal, capsys, tmp_path):
+    chat = terminal.chat
+    assert terminal.obey("Who is Tim?") and len(chat.messages) == 2
+    reply = chat.messages[-1]["content"]
+    assert reply in capsys.readouterr().out
+    terminal.obey(f"/save {tmp_path}/a/talk.jsonl")
+    terminal.obey("/reset")
+    assert chat.messages == []
+    terminal.obey(f"/load {tmp_path}/a/talk.jsonl")
+    assert len(chat.messages) == 2 and "> Who is Tim?" in capsys.readouterr().out
+    terminal.obey("/retry")
+    assert len(chat.messages) == 2 and chat.messages[-1]["content"] == reply
+    terminal.obey("/params temperature=0.5 do_sample=true seed=7")
+    assert (chat.config.temperature, chat.config.seed) == (0.5, 7)
+    assert "temperature=0.5" in capsys.readouterr().out
+    terminal.obey("/base")
+    assert terminal.chat is not chat and len(terminal.chat.messages) == 2
+    terminal.obey("/base")
+    assert terminal.chat is chat
+    terminal.obey("/system Be brief.")
+    assert chat.system == "Be brief." and chat.messages == []
+    terminal.obey("/system")
+    assert chat.system is None
+    assert not terminal.obey("/quit") and not terminal.obey("/exit")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("/sing", "no command /sing; /help lists them"),
+        ("/retry", "nothing to take back"),
+        ("/save", "nothing to save"),
+        ("/load no/such.jsonl", "No such file"),
+        ("/params heat=1", "no setting heat; there are max_new_tokens"),
+        ("/params top_p=2", "top_p=2 is out of range"),
+        ("/params top_p=high", "Expecting value"),
+        ('/params top_p="1"', "not supported"),
+        ("Tim the fox. " * 100, "message is too long"),
+    ],
+)
+def test_what_goes_wrong_is_a_line(terminal, capsys, line, fault):
+    assert terminal.obey(line) and terminal.chat.messages == []
+    assert fault in capsys.readouterr().out
+
+
+def test_help_names_every_command(terminal, capsys):
+    terminal.obey("/help")
+    said = capsys.readouterr().out
+    assert all(f"/{name}" in said for name in terminal.commands if name != "help")
+
+
+def test_no_other_model(chat, capsys):
+    module.Terminal(chat).obey("/base")
+    assert "no other model" in capsys.readouterr().out
+
+
+def test_ctrl_c_stops_a_reply_and_the_talk_goes_on(terminal, monkeypatch, capsys):
+    chat, calls = terminal.chat, []
+    pieces = chat.tokenizer.stream
+
+    def interrupt(ids):
+        for piece in pieces(ids):
+            calls.append(piece)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(chat.tokenizer, "stream", interrupt)
+    assert terminal.obey("Who is Tim?")
+    monkeypatch.undo()
+    assert "(stopped)" in capsys.readouterr().out
+    assert chat.messages[-1] == {"role": "assistant", "content": "".join(calls[:2])}
+    wanted = fresh(chat, "Go on.")
+    terminal.obey("Go on.")
+    assert chat.messages[-1]["content"] == wanted
+
+
+def test_a_full_context_is_said(terminal, capsys):
+    for number in range(8):
+        terminal.obey(f"Who is number {number}?")
+    said = capsys.readouterr().out
+    out = terminal.chat.forgotten
+    assert out and f"the context is full: the first {out} messages are out" in said
+
+
+def test_lines_are_read_to_the_end(monkeypatch, chat):
+    lines = iter(["Hello", "", "  /reset ", EOFError])
+
+    def ask(prompt):
+        line = next(lines)
+        if line is EOFError:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert list(module.read_lines()) == ["Hello", "/reset"]
+    said = iter(["Who is Tim?", "/quit", "never"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(said))
+    module.converse(chat)
+    assert len(chat.messages) == 2 and next(said) == "never"
+
+
+def test_pipeline_of_transformers_gives_the_same_reply(model, tokenizer, tmp_path):
+    from transformers import pipeline
+
+    plain = Transformer(model.config).double()
+    plain.load_state_dict(model.state_dict())
+    plain.config.eos_token_id = 2
+    plain.float().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pipe = pipeline("text-generation", model=str(tmp_path), device="cpu")
+    chat = Chat(plain, tokenizer, "Be brief.", replace(GREEDY, max_new_tokens=20))
+    for text in ("Who is Tim?", "What did he have?"):
+        messages = [*chat.head, *chat.messages, {"role": "user", "content": text}]
+        made = pipe(messages, max_new_tokens=20, do_sample=False)
+        assert chat.reply(text) == made[0]["generated_text"][-1]["content"]
+
+
+def test_memory_of_the_process_is_flat(chat):
+    """A hundred turns more take no more memory than the first fifty."""
+    resource = pytest.importorskip("resource")
+
+    def talk(turns):
+        for turn in range(turns):
+            chat.config = replace(GREEDY, max_new_tokens=2)
+            chat.reply(f"Number {turn}?")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+    before = talk(50)
+    assert talk(100) - before < 8

@@ -3,7 +3,8 @@
 Every question is a (topic, fact, wording): "opposite", hot, the second wording. A fifth
 of the facts of each topic is never asked in training ("never asked"), and a fifth of
 the wordings of the others is held out too ("new prompt"), always the same ones: so a
-test tells what was understood from what was repeated.
+test tells what was understood from what was repeated. Small talk has no facts, but
+many wordings: a held-out one puts together parts that training knows from others.
 """
 
 import functools
@@ -15,7 +16,7 @@ import random
 from typing import NamedTuple
 
 from littleworld import plots
-from littleworld.engine import Writer, numbers
+from littleworld.engine import Part, Writer, numbers
 from littleworld.world import World
 
 MOST_FACTS = 5000  # of a topic with more (stories to order), every n-th is asked
@@ -23,7 +24,7 @@ HELD_OUT = 0.2  # the share of questions that training never sees
 
 # Kinds that ask about something that can be listed, and their topics in the lexicon.
 TOPICS = {
-    "greeting": ["hello", "who", "can", "thanks", "bye"],
+    "greeting": ["hello", "how", "who", "can", "thanks", "bye"],
     "fact": ["says", "eats", "lives"],
     "opposite": ["opposite"],
     "day": ["after", "before"],
@@ -31,14 +32,20 @@ TOPICS = {
     "counting": ["up", "down"],
     "town": ["house", "pet", "job", "likes"],
     "unknown": ["unknown", "stranger"],
-    "refusal": ["refuse"],
-    "story": ["story_kind", "story_name", "story_toy"],
+    "refusal": ["refuse", "rude"],
+    "story": ["story_kind", "story_name", "story_toy", "story_end"],
 }
 # Kinds that ask about a text just told: the program that tells it, and the questions.
 CONTEXTS = {
     "story_question": (plots.story, "story"),
     "tracking": (plots.moves, "tracking"),
 }
+# How often training has a kind or a topic, beside 1 for the others: more of what takes
+# longer to learn. A test has as many of each kind.
+WEIGHTS = {"story": 5, "greeting": 2, "again": 2, "story_question": 2}
+WEIGHTS |= {"story_toy": 3, "story_end": 3}
+# Kinds that ask for nothing but what stands in the conversation itself.
+IN_CONTEXT = (*CONTEXTS, "again", "shorter", "recall")
 SHORT = ("greeting", "fact", "opposite", "day", "sum", "counting", "town", "unknown")
 
 
@@ -84,11 +91,33 @@ def facts_of(world, topic):
             for first in numbers(0, top - 2)
             for last in numbers(first.value + 2, min(top, first.value + 7))
         ]
-    template = world.groups[f"ask.{topic}"][0]["en"]
+    template = wordings(world, f"ask.{topic}")[0]["en"]
     draws = {part.text: words[part.cls] for part in template if part.role == "draw"}
     facts = list(itertools.product(*draws.values()))
     step = 1 + len(facts) // MOST_FACTS
     return [dict(zip(draws, items, strict=True)) for items in facts[::step]]
+
+
+@functools.lru_cache(1024)
+def wordings(world, group):
+    """The templates of a group with every choice of their free words made."""
+    made = []
+    for template in world.groups[group]:
+        halves = {name: spell_out(parts) for name, parts in template.items()}
+        made += [
+            dict(zip(halves, both, strict=True))
+            for both in zip(*halves.values(), strict=True)
+        ]
+    return made
+
+
+def spell_out(parts):
+    """A template's half, once for every choice of its free words."""
+    choices = [
+        [Part("text", word) for word in part.words] if part.role == "free" else [part]
+        for part in parts
+    ]
+    return list(itertools.product(*choices))
 
 
 def questions_of(world, kind, topic):
@@ -96,7 +125,7 @@ def questions_of(world, kind, topic):
     return [
         Question(kind, topic, slots, wording)
         for slots in facts_of(world, topic)
-        for wording in range(len(world.groups[f"ask.{topic}"]))
+        for wording in range(len(wordings(world, f"ask.{topic}")))
     ]
 
 
@@ -150,12 +179,13 @@ def pick(rng, options):
 
 
 def draw(world, rng, kind, novelty="trained"):
-    """A question of this kind and novelty, topics having equal chances."""
+    """A question of this kind and novelty, the topics by their weights."""
     fitting = [
         questions
-        for (its_kind, _), its_pools in pools(world).items()
+        for (its_kind, topic), its_pools in pools(world).items()
         if its_kind == kind
         and (questions := getattr(its_pools, novelty.replace(" ", "_")))
+        for _ in range(WEIGHTS.get(topic, 1) if novelty == "trained" else 1)
     ]
     return pick(rng, pick(rng, fitting))
 
@@ -164,7 +194,7 @@ def ask(world, question, language, seed):
     """Ask a question that can be listed."""
     writer = Writer(world, random.Random(seed), question.slots)
     writer.language = language
-    writer.say(world.groups[f"ask.{question.topic}"][question.wording])
+    writer.say(wordings(world, f"ask.{question.topic}")[question.wording])
     if question.kind == "story":
         return request_story(world, question, language, seed, writer.text)
     plots.work_out(writer, question.topic)
@@ -181,12 +211,29 @@ def answer(writer, text, group, earlier=()):
 def request_story(world, question, language, seed, text):
     """A story that fits a request, and its constraints."""
     forced = dict(question.slots)
+    ending = forced.pop("ending", None)
     if "toy" in forced:
         fitting = [plot for plot in world.dial["plots"] if plot in plots.WITH_TOY]
         forced["plot"] = pick(random.Random(seed), fitting)
-    story = world.story(f"{seed}/story", forced, language)
-    words = {slot: item.form("en") for slot, item in question.slots.items()}
-    return Exchange(text, story.text, {"story": words, "dial": world.dial_name})
+    ends = tails(world, ending, language)
+    stories = (
+        world.story(f"{seed}/story{'/again' * turn}", forced, language).text
+        for turn in itertools.count()
+    )
+    story = next(story for story in stories if story.endswith(ends))
+    words = {s: item.form("en") for s, item in forced.items() if s != "plot"}
+    needs = {"story": words, "dial": world.dial_name}
+    return Exchange(text, story, needs | ({"ends": ends} if ending else {}))
+
+
+def tails(world, ending, language):
+    """The words with which a story may end: all, if no ending is asked for."""
+    if ending is None:
+        return ("",)
+    if ending.knows("tail"):
+        return (ending.form(language, "tail"),)
+    morals = [f"{plot}.moral" for plot in world.dial["plots"]]
+    return tuple(world.groups[moral][0][language][0].text for moral in morals)
 
 
 def ask_about(world, kind, language, seed):
@@ -221,16 +268,61 @@ def follow_up(world, rng, language, novelty, seed):
     return answer(writer, writer.text, f"reply.{then.topic}", said)
 
 
+def say(world, rng, language, group, slots=()):
+    """What a group says in one of its wordings."""
+    writer = Writer(world, rng, dict(slots))
+    writer.language = language
+    writer.tell(group)
+    return writer.text
+
+
 def again(world, rng, language, novelty, seed):
     """The last answer, once more."""
     kinds = [kind for kind in SHORT if kind in world.dial["conversations"]]
     kinds.remove("greeting")
     earlier = ask(world, draw(world, rng, pick(rng, kinds), novelty), language, seed)
-    writer = Writer(world, rng)
-    writer.language = language
-    writer.tell("follow.again")
+    text = say(world, rng, language, "follow.again")
     said = messages(earlier.text, earlier.answer)
-    return Exchange(writer.text, earlier.answer, {"answers": [earlier.answer]}, said)
+    return Exchange(text, earlier.answer, {"answers": [earlier.answer]}, said)
+
+
+def shorter(world, rng, language, novelty, seed):
+    """A story that was asked for, and then in one sentence what happened in it."""
+    question = draw(world, rng, "story", novelty)
+    while question.topic not in ("story_kind", "story_name"):
+        question = draw(world, rng, "story", novelty)
+    wish = Writer(world, rng, question.slots)
+    wish.language = language
+    wish.say(wordings(world, f"ask.{question.topic}")[question.wording])
+    plot = pick(rng, world.dial["plots"])
+    forced = {**question.slots, "plot": plot}
+    writer = world.write(f"{seed}/story", plots.story, forced, language)
+    if plot == "share" and "part" not in writer:
+        plot = "keeps"
+    said = messages(wish.text, writer.text)
+    text = say(world, rng, language, "follow.shorter")
+    return answer(writer, text, f"short.{plot}", said)
+
+
+def recall(world, rng, language, novelty, seed):
+    """Somebody says a name, talks of other things, and asks for the name."""
+    while True:
+        writer = Writer(world, rng)
+        writer.language = language
+        writer.tell("follow.my_name")
+        hello = answer(writer, writer.text, "reply_follow.my_name")
+        text = say(world, rng, language, "follow.recall")
+        held_out = rank(f"{hello.text} {text}")[0] < HELD_OUT * 256
+        if held_out == (novelty != "trained"):
+            break
+    said = messages(hello.text, hello.answer)
+    if rng.random() < 0.2:  # nobody has said a name
+        said, reply = [], "nobody"
+    else:
+        reply = "recall"
+    for turn in range(pick(rng, (0, 1, 2) if said else (1, 2))):
+        said += small_talk(world, rng, language, f"{seed}/{turn}")
+    return answer(writer, text, f"reply_follow.{reply}", said)
 
 
 def translate(world, rng, language, novelty):
@@ -248,14 +340,16 @@ def translate(world, rng, language, novelty):
             return Exchange(text, writer.text, {"answers": [writer.text]})
 
 
+# Kinds that need what was said before.
+LATER = {"follow_up": follow_up, "again": again, "shorter": shorter, "recall": recall}
+
+
 def exchange(world, rng, kind, language, novelty, seed):
     """An exchange of any kind."""
     if kind in CONTEXTS:
         return ask_about(world, kind, language, seed)
-    if kind == "follow_up":
-        return follow_up(world, rng, language, novelty, seed)
-    if kind == "again":
-        return again(world, rng, language, novelty, seed)
+    if kind in LATER:
+        return LATER[kind](world, rng, language, novelty, seed)
     if kind == "translation":
         return translate(world, rng, language, novelty)
     return ask(world, draw(world, rng, kind, novelty), language, seed)
@@ -268,7 +362,8 @@ def conversation(world, seed, split="train", kind=None):
     """The conversation of this seed: messages, kind, novelty, what the judge needs.
 
     split="test" asks what training never asks: `novelty` says whether the fact is
-    known from other wordings ("new prompt") or not ("never asked").
+    known from other wordings ("new prompt") or not ("never asked"), or whether all that
+    is needed stands in the conversation, which is a new one ("new context").
     """
     kinds = world.dial["conversations"]
     if split not in ("train", "test"):
@@ -288,9 +383,17 @@ def conversation(world, seed, split="train", kind=None):
     return {
         "conversations": said + last.earlier + messages(last.text, last.answer),
         "kind": kind,
-        "novelty": novelty,
+        "novelty": "new context" if split == "test" and kind in IN_CONTEXT else novelty,
         **last.needs,
     }
+
+
+def kinds_in_turn(world, split):
+    """The kinds in the order in which a file of this split goes through them."""
+    weights = WEIGHTS if split == "train" else {}
+    kinds = world.dial["conversations"]
+    rounds = range(max(weights.values(), default=1))
+    return [kind for turn in rounds for kind in kinds if weights.get(kind, 1) > turn]
 
 
 def choose_language(world, rng):
@@ -354,4 +457,5 @@ def judge(example, reply):
         verdict.right
         and verdict.kind == "story"
         and all(verdict.state.get(slot) == word for slot, word in wanted)
+        and reply.endswith(tuple(example.get("ends", [""])))
     )
