@@ -2,10 +2,10 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help lab test quick build export book constraints checkpoints clean setup lint
+.PHONY: help lab test quick build export book pdf epub constraints checkpoints clean setup lint
 
 help:  ## list what can be made
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1#\2/' | tr '#' '\t' | expand -t 20
+	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/^([a-z -]+):.*## (.*)/  make \1#\2/' | tr '#' '\t' | expand -t 20
 
 setup:  ## install everything into .venv (instant when nothing changed)
 	@$(PYTHON) tools/setup.py
@@ -27,6 +27,9 @@ export: setup  ## text twins -> notebooks -> minillm/, nothing executed
 
 book: setup  ## render the notebooks, as they are stored, into book/_build/html
 	@$(PY) tools/book.py
+
+pdf epub: book  ## the same book as book/_build/minillm.pdf, or .epub
+	@$(PY) tools/print.py $@
 
 checkpoints: setup  ## train the shipped models again (about 12 minutes of two cores)
 	@$(PY) tools/checkpoints.py
