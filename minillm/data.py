@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = [
+    "MAX_LINE",
     "END_OF_TEXT",
+    "PIECE",
     "FORMATS",
+    "HUB",
     "HAN",
+    "WORD",
     "open_bytes",
     "read_lines",
     "decode",
@@ -14,6 +18,7 @@ __all__ = [
     "keep_good",
     "read_jsonl",
     "read_documents",
+    "last_break",
     "parse_text",
     "read_csv",
     "parse_csv",
@@ -28,7 +33,16 @@ __all__ = [
     "write_atomic",
     "remove",
     "write_jsonl",
+    "answers",
+    "open_public",
+    "sha256_of",
+    "fetch_rows",
+    "go_on",
+    "save_place",
+    "add_rows",
     "summarize",
+    "diversity",
+    "NearDuplicates",
     "deduplicate",
     "held_out",
     "entropy",
@@ -50,16 +64,21 @@ import re
 import shutil
 import statistics
 import sys
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
-
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 # %%
+MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memory
+
+
 @contextmanager
 def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
     """Open a file for bytes; a name that ends in `.gz` is (de)compressed on the way."""
@@ -72,9 +91,18 @@ def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM."""
+    """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM.
+
+    Of a line longer than `MAX_LINE` only the beginning is kept, for `parse_row` to
+    refuse; so memory stays small even if somebody hands us a disk image.
+    """
     with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
+        for number in count(1):
+            if not (line := file.readline(MAX_LINE + 1)):
+                return
+            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(65_536)) and not rest.endswith(b"\n"):
+                    pass  # go to the end of this line
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line := line.rstrip(b"\r\n"):
@@ -94,6 +122,8 @@ def decode(raw: bytes) -> str:
 
 def parse_row(line: bytes) -> dict:
     """One line of a JSONL file -> its object; the error says what is wrong."""
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE // 10**6} MB: is this JSON Lines?")
     try:
         row = json.loads(decode(line))
     except json.JSONDecodeError as error:
@@ -112,13 +142,17 @@ def parse_row(line: bytes) -> dict:
 def keep_good(
     path: str | Path, numbered: Iterable[tuple], parse: Callable, skip: bool = False
 ) -> Iterator:
-    """Parse numbered raw items; a bad one is an error, or counted with `skip`."""
+    """Parse numbered raw items; a bad one is an error, or counted with `skip`.
+
+    A number is that of a line, or a text such as "item 3".
+    """
     kept, skipped, first = 0, 0, ""
     for number, raw in numbered:
         try:
             item = parse(raw)
         except ValueError as error:
-            message = f"{path}, line {number}: {error}"
+            where = number if isinstance(number, str) else f"line {number}"
+            message = f"{path}, {where}: {error}"
             if not skip:
                 raise ValueError(message) from None
             skipped, first = skipped + 1, first or message
@@ -146,22 +180,37 @@ def read_jsonl(path: str | Path, skip: bool = False) -> Iterator[dict]:
 END_OF_TEXT = b"<|endoftext|>"
 
 
+PIECE = 1_000_000  # bytes of a long document that are handed on at a time
+
+
 def read_documents(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """First line numbers and documents of a `.txt` file, divided by `<|endoftext|>`.
 
     A file without such a mark is one document, handed on in pieces of about a
-    million bytes, so that a file of any size can be streamed.
+    million bytes, so that a file of any size, or a line, can be streamed.
     """
-    start, piece, size = 1, [], 0
+    number, rest = 1, b""
     with open_bytes(path) as file:
-        for number, line in enumerate(chain(file, [END_OF_TEXT]), 1):
-            head, mark, tail = line.replace(b"\r\n", b"\n").partition(END_OF_TEXT)
-            piece.append(head)
-            size += len(head)
-            if mark or size > 1_000_000:
-                if text := b"".join(piece).removeprefix(b"\xef\xbb\xbf").strip(b"\n"):
-                    yield start, text
-                start, piece, size = number + 1, [tail.lstrip()], len(tail)
+        blocks = chain(iter(lambda: file.read(PIECE), b""), [END_OF_TEXT])
+        for index, block in enumerate(blocks):
+            rest += block.removeprefix(b"\xef\xbb\xbf") if index == 0 else block
+            *texts, rest = rest.split(END_OF_TEXT)
+            while len(rest) > PIECE + len(END_OF_TEXT):  # a mark may have begun
+                cut = last_break(rest[:PIECE])
+                texts, rest = [*texts, rest[:cut]], rest[cut:]
+            for text in texts:
+                first = number + text[: len(text) - len(text.lstrip())].count(b"\n")
+                number += text.count(b"\n")
+                if text := text.replace(b"\r\n", b"\n").strip(b"\n"):
+                    yield first, text
+
+
+def last_break(data: bytes) -> int:
+    """Where to cut: after the last line or word, or at least between characters."""
+    if end := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
+        return end
+    begun = (back for back in (1, 2, 3) if data[-back] >= 0xC0)  # a character begins
+    return len(data) - next(begun, 0)
 
 
 def parse_text(raw: bytes) -> dict:
@@ -172,14 +221,15 @@ def parse_text(raw: bytes) -> dict:
 # %%
 def read_csv(path: str | Path) -> Iterator[tuple[int, dict]]:
     """Line numbers and rows of a CSV file whose first line names the columns."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_LINE - 1)  # a longer line is cut, and so an error
     with (
         open_bytes(path) as file,
         io.TextIOWrapper(
             file, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text,
     ):
-        reader = csv.DictReader(text, restkey="(unnamed)")
+        lines = iter(lambda: text.readline(MAX_LINE), "")
+        reader = csv.DictReader(lines, restkey="(unnamed)")
         try:
             for row in reader:
                 yield reader.line_num, row
@@ -196,32 +246,33 @@ def parse_csv(row: dict) -> dict:
 
 
 # %%
-def read_parquet(path: str | Path) -> Iterator[tuple[int, dict]]:
+def read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
     """Numbers and rows of a Parquet file, a batch in memory at a time."""
     import pyarrow.parquet  # slow to import, and seldom needed
 
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from zip(count(1), rows, strict=False)
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole Parquet file: {reason}") from None
 
 
-def read_json(path: str | Path) -> Iterator[tuple[int, bytes]]:
+def read_json(path: str | Path) -> Iterator[tuple[int | str, bytes]]:
     """Numbers and objects of a `.json` file: one list, or JSONL under another name."""
-    lines = list(read_lines(path))
-    if not lines or not lines[0][1].lstrip().startswith(b"["):
-        yield from lines
-        return
+    with open_bytes(path) as file:
+        data = file.read(100)
+        if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from read_lines(path)
+            return
+        data += file.read()
     try:
-        rows = json.loads(decode(b"\n".join(line for _, line in lines)))
-    except json.JSONDecodeError as error:
+        rows = json.loads(decode(data.removeprefix(b"\xef\xbb\xbf")))
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    yield from (
-        (number, json.dumps(row).encode()) for number, row in enumerate(rows, 1)
-    )
+    for number, row in enumerate(rows, 1):
+        yield f"item {number}", json.dumps(row).encode()
 
 
 # %%
@@ -295,26 +346,8 @@ def read_texts(
 
 
 def read_public(name: str, column: str = "text") -> Iterator[str]:
-    """Stream the training split of a named set through `datasets`.
-
-    `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several.
-    """
-    place, _, file = name.partition(":")
-    if place.count("/") != 1 or suffix_of(place) in FORMATS:
-        raise FileNotFoundError(f"{name}: no such file or folder")
-    from datasets import load_dataset  # slow to import, and seldom needed
-
-    try:
-        rows = load_dataset(
-            place, data_files=file or None, split="train", streaming=True
-        )
-    except (OSError, ValueError) as error:
-        command = f"minillm data convert {name} {place.split('/')[1]}.jsonl"
-        raise ValueError(
-            f"{name}: no such file, and no such public set within reach "
-            f"({type(error).__name__}); where there is a network, run `{command}`"
-        ) from None
-    yield from (pick_text(row, column) for row in rows)
+    """Yield the texts in one column of a named public set: see `fetch_rows`."""
+    yield from (pick_text(row, column) for row in fetch_rows(name))
 
 
 # %%
@@ -335,6 +368,9 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         if target.is_dir():  # a rename replaces a file, but never a filled folder
             target.rename(aside)
         temporary.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk names no file
+        raise
     finally:
         if aside.exists() and not target.exists():
             aside.rename(target)
@@ -363,44 +399,244 @@ def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
 
 
 # %%
+HUB = "https://huggingface.co"  # or the mirror that HF_ENDPOINT names
+
+
+def answers(address: str, seconds: float = 4.0) -> bool:
+    """Whether a server answers at all, found out in a few seconds."""
+    heard = []
+
+    def ask():
+        with suppress(OSError, ValueError):
+            try:
+                urlopen(Request(address, method="HEAD"), timeout=seconds).close()
+            except HTTPError:
+                pass  # it refuses, so it is there
+            heard.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name may hang
+    thread.start()
+    thread.join(seconds)
+    return bool(heard)
+
+
+def open_public(name: str):
+    """The training split of a public set on the Hugging Face hub, as a stream.
+
+    `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several.
+    """
+    place, _, file = name.partition(":")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    reason = "HF_HUB_OFFLINE is set" if offline else ""
+    if not offline and not answers(server := os.environ.get("HF_ENDPOINT", HUB)):
+        reason = f"{server} does not answer"
+    if not reason:
+        from datasets import load_dataset  # slow to import, and seldom needed
+
+        try:
+            files = file or None
+            return load_dataset(place, data_files=files, split="train", streaming=True)
+        except (OSError, ValueError) as error:
+            reason = type(error).__name__
+    target = Path(file or place).stem + ".jsonl"
+    raise ValueError(
+        f"{name}: no such file, and no such public set within reach ({reason}); "
+        f"where there is a network, run `minillm data convert {name} {target}`"
+    )
+
+
+# %%
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_rows(name: str) -> Iterator[dict]:
+    """Yield the rows of a public set: from the cache, or while they are fetched.
+
+    The cache is the folder `MINILLM_CACHE`, or `~/.cache/minillm`. An interrupted
+    fetch goes on where it stopped; a file that is not whole is fetched again.
+    """
+    place = name.partition(":")[0]
+    if place.count("/") != 1 or suffix_of(place) in FORMATS:
+        raise FileNotFoundError(f"{name}: no such file or folder")
+    folder = Path(os.environ.get("MINILLM_CACHE") or Path.home() / ".cache/minillm")
+    path = folder / (re.sub(r"[^\w.-]+", "--", name) + ".jsonl")
+    about = path.with_suffix(".about")
+    if path.exists():
+        if about.exists() and json.loads(about.read_text())["sha256"] == sha256_of(
+            path
+        ):
+            yield from read_jsonl(path)
+            return
+        print(f"{path} is not as it was fetched: again", file=sys.stderr)
+        path.unlink()
+    yield from go_on(name, path.with_suffix(".part"))
+    with write_atomic(about) as temporary:
+        facts = {"name": name, "sha256": sha256_of(path.with_suffix(".part"))}
+        temporary.write_text(json.dumps(facts))
+    path.with_suffix(".part").replace(path)
+    remove(path.with_suffix(".state"))
+
+
+def go_on(name: str, part: Path) -> Iterator[dict]:
+    """Yield the rows that are in the file `part`, then fetch and add the others."""
+    from filelock import FileLock, Timeout
+
+    note, state = part.with_suffix(".state"), {"bytes": 0, "where": None}
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(part.with_suffix(".lock")).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{name} is being fetched by another process") from None
+    with lock, open(part, "ab") as file:
+        if note.exists():
+            state = json.loads(note.read_text())
+        file.truncate(state["bytes"])  # the last row may have been cut
+        if state["bytes"]:
+            yield from read_jsonl(part)
+        try:
+            for number, row in enumerate(add_rows(open_public(name), file, state), 1):
+                yield row
+                if number % 1000 == 0:  # even if the machine is switched off now
+                    save_place(note, file, state)
+        finally:
+            save_place(note, file, state)
+
+
+def save_place(note: Path, file: BinaryIO, state: dict) -> None:
+    """Note how far a fetch has come, once the file holds all of that."""
+    file.flush()
+    with write_atomic(note) as temporary:
+        temporary.write_text(json.dumps(state))
+
+
+# %%
+def add_rows(rows, file: BinaryIO, state: dict) -> Iterator[dict]:
+    """Write the rows that `state` says are still to come, and yield each.
+
+    `state["where"]` is what `datasets` needs to find its place in the stream again.
+    """
+    if state["where"]:
+        rows.load_state_dict(state["where"])
+    stream = iter(rows)
+    while True:
+        try:
+            row = next(stream)
+        except StopIteration:
+            return
+        except Exception as error:  # a broken connection has many names
+            reason = (
+                f"interrupted ({type(error).__name__}); what came is kept: run again"
+            )
+            raise ValueError(reason) from error
+        line = json.dumps(row, ensure_ascii=False, default=str)
+        file.write(line.encode("utf-8") + b"\n")
+        state.update(bytes=file.tell(), where=rows.state_dict())
+        yield row
+
+
+# %%
 HAN = re.compile("[\u4e00-\u9fff]")
+WORD = re.compile(r"[\u4e00-\u9fff]|\w+")  # Chinese is cut into its characters
 
 
 def summarize(texts: Iterable[str]) -> dict:
     """Count what a corpus holds: documents, bytes, lengths, words, duplicates."""
-    seen, words, sizes, num_chars, num_han = Counter(), Counter(), [], 0, 0
+    seen, words, characters, sizes = Counter(), Counter(), Counter(), []
     for text in texts:
         seen[hash(text)] += 1
         words.update(text.split())
+        characters.update(text)
         sizes.append(len(text.encode("utf-8")))
-        num_chars += len(text)
-        num_han += 0 if text.isascii() else len(HAN.findall(text))
     if not sizes:
         raise ValueError("there are no documents to summarize")
     return {
         "documents": len(sizes),
         "bytes": sum(sizes),
-        "characters": num_chars,
+        "characters": characters.total(),
+        "distinct_characters": len(characters),
         "shortest": min(sizes),
         "median": int(statistics.median(sizes)),
         "longest": max(sizes),
         "words": sum(words.values()),
         "distinct_words": len(words),
         "duplicates": len(sizes) - len(seen),
-        "han_share": num_han / max(num_chars, 1),
+        "han_share": sum(n for c, n in characters.items() if HAN.match(c))
+        / max(characters.total(), 1),
         "frequent": [word for word, _ in words.most_common(10)],
+        "rare": [word for word, _ in words.most_common()[:-11:-1]],
     }
 
 
+def diversity(texts: list[str]) -> dict[str, float]:
+    """How varied a batch of texts is: 1 is as varied as can be, 0 says one thing only.
+
+    The share of distinct texts and of distinct runs of 1, 2 and 3 words; and the bytes
+    after zlib for each byte before.
+    """
+    if not texts:
+        raise ValueError("there are no texts to compare")
+    found = {"texts": len(set(texts)) / len(texts)}
+    for width in (1, 2, 3):
+        runs = [
+            tuple(words[i : i + width])
+            for words in map(WORD.findall, texts)
+            for i in range(len(words) - width + 1)
+        ]
+        found[f"runs of {width}"] = len(set(runs)) / max(1, len(runs))
+    data = "\n".join(texts).encode("utf-8")
+    return found | {"packed": len(zlib.compress(data)) / max(1, len(data))}
+
+
 # %%
-def deduplicate(texts: Iterable[str]) -> Iterator[str]:
-    """Yield every text the first time it comes; of each, only a digest is kept."""
-    seen = set()
+class NearDuplicates:
+    """Finds texts that are nearly the same as an earlier one, among very many.
+
+    A text is the set of its runs of three words; how alike two are is the size of the
+    intersection over that of the union (Jaccard). MinHash estimates it from 128 numbers
+    a text, and hashing by bands finds the candidates (Broder 1997; the library is
+    `datasketch`). Example: `NearDuplicates(0.8).find(text)`.
+    """
+
+    def __init__(self, likeness: float = 0.8):
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            reason = "near duplicates need a library: pip install datasketch"
+            raise ValueError(reason) from None
+        self.sketch, self.index = MinHash, MinHashLSH(threshold=likeness, num_perm=128)
+        self.likeness, self.known, self.count = likeness, {}, 0
+
+    def find(self, text: str) -> tuple[int, float] | None:
+        """The number of an earlier text that this one repeats, and how like it is."""
+        words = WORD.findall(text)
+        runs = (" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
+        sketch = self.sketch(num_perm=128)
+        sketch.update_batch([run.encode("utf-8") for run in set(runs)])
+        near = [(sketch.jaccard(self.known[i]), -i) for i in self.index.query(sketch)]
+        likeness, number = max(near, default=(0.0, 0))
+        self.count += 1
+        if likeness >= self.likeness:
+            return -number, likeness
+        self.known[self.count - 1] = sketch
+        self.index.insert(self.count - 1, sketch)
+        return None
+
+
+def deduplicate(texts: Iterable[str], likeness: float | None = None) -> Iterator[str]:
+    """Yield every text the first time it comes; of each, only a digest is kept.
+
+    With a `likeness` below 1, texts that are so like an earlier one are left out too.
+    """
+    seen, near = set(), None if likeness is None else NearDuplicates(likeness)
     for text in texts:
         digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
         if digest not in seen:
             seen.add(digest)
-            yield text
+            if near is None or near.find(text) is None:
+                yield text
 
 
 def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:

@@ -4,17 +4,24 @@ import csv
 import gzip
 import json
 import math
+import time
 import tracemalloc
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minillm import data
 from minillm.data import (
+    NearDuplicates,
+    answers,
     bits_per_byte,
     compress,
     deduplicate,
+    diversity,
     entropy,
+    fetch_rows,
     held_out,
     read_jsonl,
     read_rows,
@@ -329,3 +336,255 @@ def test_summary():
 def test_rows_keep_their_other_columns(tmp_path):
     for path in write_all(tmp_path)[:5]:
         assert [row["kind"] for row in read_rows(path)] == ["story"] * 4
+
+
+# ------------------------------------------------------ sets that are fetched
+
+
+class Connection:
+    """A stand-in for the hub: rows through `datasets`, breaking where it is told to."""
+
+    def __init__(self, monkeypatch, folder, count=30):
+        self.count, self.breaks_at, self.opened, self.sent = count, None, 0, 0
+        monkeypatch.setenv("MINILLM_CACHE", str(folder))
+        monkeypatch.setattr(data, "open_public", self.open)
+
+    def open(self, name):
+        from datasets import IterableDataset
+
+        self.opened += 1
+        return IterableDataset.from_generator(self.rows)
+
+    def rows(self):
+        for index in range(self.count):
+            if index == self.breaks_at:
+                raise ConnectionError("reset by peer")
+            yield {"text": f"text {index}", "index": index}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    return Connection(monkeypatch, tmp_path / "cache")
+
+
+def texts_of(count):
+    return [f"text {index}" for index in range(count)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_a_public_set_is_fetched_once(hub, tmp_path):
+    assert list(read_texts("owner/set")) == texts_of(30)
+    assert names(tmp_path / "cache") == ["owner--set.about", "owner--set.jsonl"]
+    assert list(read_texts("owner/set", column="text")) == texts_of(30)
+    assert hub.opened == 1
+    with pytest.raises(ValueError, match="no column 'story'; .*: text, index"):
+        next(read_texts("owner/set", column="story"))
+
+
+def test_an_interrupted_fetch_goes_on_where_it_stopped(hub, tmp_path):
+    hub.breaks_at, got = 7, []
+    with pytest.raises(ValueError, match=r"interrupted \(ConnectionError\).*run again"):
+        for text in read_texts("owner/set"):
+            got.append(text)
+    assert got == texts_of(7)
+    assert names(tmp_path / "cache") == ["owner--set.part", "owner--set.state"]
+    hub.breaks_at = None
+    assert list(islice(read_texts("owner/set"), 5)) == texts_of(5)
+    assert hub.opened == 1  # these were there
+    assert list(islice(read_texts("owner/set"), 12)) == texts_of(12)
+    assert list(read_texts("owner/set")) == texts_of(30)
+    rows = list(read_jsonl(tmp_path / "cache/owner--set.jsonl"))
+    assert [row["index"] for row in rows] == list(range(30))
+
+
+def test_a_row_cut_in_half_is_fetched_again(hub, tmp_path):
+    list(islice(read_texts("owner/set"), 9))
+    with open(tmp_path / "cache/owner--set.part", "ab") as file:
+        file.write(b'{"text": "text 9", "ind')
+    assert list(read_texts("owner/set")) == texts_of(30)
+
+
+def test_a_machine_that_was_switched_off_loses_little(hub, tmp_path, monkeypatch):
+    import shutil
+
+    hub.count = 2500
+    rows = fetch_rows("owner/set")
+    for _ in range(2200):
+        next(rows)
+    shutil.copytree(tmp_path / "cache", tmp_path / "later")  # as it would be found
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "later"))
+    state = json.loads((tmp_path / "later/owner--set.state").read_text())
+    assert state["bytes"] > 30_000
+    assert list(read_texts("owner/set")) == texts_of(2500)
+    rows.close()
+
+
+def test_a_file_with_another_checksum_is_never_used(hub, tmp_path, capsys):
+    list(read_texts("owner/set"))
+    path = tmp_path / "cache/owner--set.jsonl"
+    whole = path.read_bytes()
+    for broken in (whole[:-40], whole.replace(b"text 3", b"text X"), b""):
+        path.write_bytes(broken)
+        assert list(read_texts("owner/set")) == texts_of(30)
+        assert "is not as it was fetched" in capsys.readouterr().err
+    (tmp_path / "cache/owner--set.about").unlink()
+    assert list(read_texts("owner/set")) == texts_of(30)
+    assert hub.opened == 5
+
+
+def test_two_at_once_do_not_write_into_one_file(hub):
+    first = fetch_rows("owner/set")
+    next(first)
+    with pytest.raises(ValueError, match="fetched by another process"):
+        next(fetch_rows("owner/set"))
+    next(fetch_rows("owner/other"))
+    assert len(list(first)) == 29
+    assert len(list(fetch_rows("owner/set"))) == 30
+
+
+def test_fetching_is_streamed(hub):
+    hub.count = 3000
+    rows = fetch_rows("owner/set")
+    next(rows)
+    tracemalloc.start()
+    assert sum(1 for _ in rows) == 2999
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+def test_without_a_network_one_line_says_so_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set.*minillm data convert"):
+        next(read_texts("owner/set:file.jsonl"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="127.0.0.1:9 does not answer") as caught:
+        next(read_texts("owner/set:file.jsonl"))
+    assert "data convert owner/set:file.jsonl file.jsonl" in str(caught.value)
+    assert time.monotonic() - begin < 8 and "\n" not in str(caught.value)
+
+
+def test_a_server_that_refuses_answers_and_one_that_hangs_does_not():
+    import http.server
+    import socket
+    import threading
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert answers(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        assert not answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
+        assert time.monotonic() - begin < 2
+
+
+# ------------------------------------------------------------- very bad input
+
+
+def peak_of(function):
+    """The result of a function, or its error, and the most memory it took."""
+    tracemalloc.start()
+    try:
+        result = function()
+    except ValueError as error:
+        result = str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, peak
+
+
+def test_one_line_of_100_megabytes_leaves_the_memory_flat(tmp_path, capsys):
+    long = b"ab " * 33_400_000
+    (tmp_path / "x.txt").write_bytes(long)
+    rows = b'{"text": "one"}', long, b'{"text": "b"}'
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(rows))
+    (tmp_path / "x.csv").write_bytes(b"text\n" + long + b"\n")
+    del long, rows
+    size, peak = peak_of(lambda: sum(map(len, read_texts(tmp_path / "x.txt"))))
+    assert size == 100_200_000 and peak < 10e6
+    said, peak = peak_of(lambda: list(read_texts(tmp_path / "x.jsonl")))
+    assert "x.jsonl, line 2: longer than 16 MB" in said and peak < 70e6
+    texts, _ = peak_of(lambda: list(read_texts(tmp_path / "x.jsonl", skip=True)))
+    assert texts == ["one", "b"] and "skipped 1" in capsys.readouterr().err
+    said, peak = peak_of(lambda: list(read_texts(tmp_path / "x.csv")))
+    assert "x.csv, line 1: field larger than" in said and peak < 120e6
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+
+def test_items_and_rows_are_not_called_lines(tmp_path):
+    (tmp_path / "x.json").write_text('[{"text": "a"}, {"text": 3}]')
+    with pytest.raises(ValueError, match="x.json, item 2: column 'text' holds"):
+        list(read_texts(tmp_path / "x.json"))
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([{"text": "a"}, {"text": None}])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="x.parquet, row 2: column 'text' holds"):
+        list(read_texts(tmp_path / "x.parquet"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("ab é鸟🐦\n", max_size=40), min_size=1), st.integers(8, 40))
+def test_documents_are_cut_between_characters(tmp_path_factory, texts, size):
+    path = tmp_path_factory.mktemp("cut") / "x.txt"
+    texts = [text.strip() for text in texts if text.strip()] or ["a"]
+    path.write_text("<|endoftext|>".join(texts), encoding="utf-8", newline="\r\n")
+    before, data.PIECE = data.PIECE, size
+    try:
+        pieces = list(read_texts(path))
+    finally:
+        data.PIECE = before
+    assert "".join("".join(pieces).split()) == "".join("".join(texts).split())
+    assert list(read_texts(path)) == texts
+
+
+# ----------------------------------------------------- likeness and variety
+
+
+def test_near_duplicates_are_found():
+    story = " ".join(f"word{index}" for index in range(60))
+    near, far = story.replace("word30 ", "other "), story[::-1]
+    assert list(deduplicate([story, near, far, story])) == [story, near, far]
+    assert list(deduplicate([story, near, far, story], likeness=0.7)) == [story, far]
+    seen = NearDuplicates(0.7)
+    assert seen.find(story) is None and seen.find(far) is None
+    number, likeness = seen.find(near)
+    assert number == 0 and 0.7 <= likeness < 1
+    assert seen.find("小鸟飞了又飞，飞到了大树上。") is None
+    assert seen.find("小鸟飞了又飞，飞到了大树上！") == (3, 1.0)
+    assert NearDuplicates().find("") is None
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    assert list(deduplicate(["a", "a"])) == ["a"]
+    with pytest.raises(ValueError, match="pip install datasketch"):
+        list(deduplicate(["a", "a"], likeness=0.8))
+
+
+def test_diversity_of_batches():
+    same = diversity(["the same old story"] * 8)
+    other = diversity([f"{a} saw {b} at {c}" for a, b, c in ("abc", "def", "ghi")])
+    assert same["texts"] == 1 / 8 and same["runs of 1"] == 4 / 32
+    assert other["texts"] == 1 and other["runs of 3"] == 1
+    assert same["packed"] < 0.3
+    assert diversity(["one"])["runs of 3"] == 0
+    with pytest.raises(ValueError, match="no texts to compare"):
+        diversity([])
