@@ -16,6 +16,13 @@ from littleworld import World, check, excess, explain, judge, score, write_corpu
 from littleworld.conversations import LATER, pools
 from littleworld.engine import number, parse_template, read
 from littleworld.lexicon import check_halves, check_words, load, load_dial, make_item
+from littleworld.mutations import (
+    missing_letter,
+    missing_sentence,
+    swapped_sentences,
+    wrong_number,
+    wrong_word,
+)
 from littleworld.plots import document
 from littleworld.world import default_world
 
@@ -151,70 +158,14 @@ def test_cutting_a_document_is_noticed(seed, data):
 # ---------------------------------------------------------------------- check
 
 
-def replace(text, step, word):
-    return text[: step.position] + word + text[step.position + step.length :]
-
-
-def mutate_slot(world, sample, rng):
-    """Another word of the class where the state settles the word."""
-    steps = [s for s in sample.trace if not s.first and s.label in world.words]
-    if not steps:
-        return None
-    step = rng.choice(steps)
-    old = sample.text[step.position : step.position + step.length]
-    words = [item.form("en") for item in world.words[step.label]]
-    if old not in words:
-        return None
-    return replace(sample.text, step, rng.choice([w for w in words if w != old]))
-
-
-def mutate_number(world, sample, rng):
-    """Another result, count or rest."""
-    steps = [s for s in sample.trace if not s.first and s.label == "number"]
-    if not steps:
-        return None
-    step = rng.choice(steps)
-    old = int(sample.text[step.position : step.position + step.length])
-    return replace(sample.text, step, str(old + rng.choice([1, 2])))
-
-
-def mutate_letter(world, sample, rng):
-    """A letter is missing."""
-    place = rng.choice([m.start() for m in re.finditer("[a-z]|$", sample.text)])
-    return sample.text[:place] + sample.text[place + 1 :]
-
-
-def sentences(text):
-    return re.split(r"(?<=[.!?\"])\s", text)
-
-
-def mutate_omit(world, sample, rng):
-    """A sentence from the middle is missing."""
-    parts = sentences(sample.text)
-    if sample.kind != "story":
-        return None
-    del parts[rng.randrange(1, len(parts) - 1)]
-    return " ".join(parts)
-
-
-def mutate_swap(world, sample, rng):
-    """Two sentences that follow each other change places."""
-    parts = sentences(sample.text)
-    if sample.kind != "story":
-        return None
-    place = rng.randrange(len(parts) - 1)
-    parts[place : place + 2] = parts[place + 1], parts[place]
-    return " ".join(parts)
-
-
 @pytest.mark.parametrize(
     "mutate, least",
     [
-        (mutate_slot, 1.0),
-        (mutate_number, 1.0),
-        (mutate_letter, 1.0),
-        (mutate_omit, 0.8),
-        (mutate_swap, 0.95),
+        (wrong_word, 1.0),
+        (wrong_number, 1.0),
+        (missing_letter, 1.0),
+        (missing_sentence, 0.8),
+        (swapped_sentences, 0.95),
     ],
 )
 def test_a_mutated_document_is_caught(world, samples, mutate, least):
@@ -231,7 +182,7 @@ def test_a_mutated_document_is_caught(world, samples, mutate, least):
 def test_a_wrong_word_is_named_with_its_place(world, samples):
     rng, named, total = random.Random(1), 0, 0
     for sample in samples[:150]:
-        text = mutate_slot(world, sample, rng)
+        text = wrong_word(world, sample, rng)
         if text is None:
             continue
         total += 1
@@ -375,7 +326,9 @@ def test_test_questions_are_never_asked_in_training(world):
         rows = [world.conversation(seed, split) for seed in range(count)]
         rows = [r for r in rows if novelty in (None, r["novelty"])]
         turns = [[m["content"] for m in row["conversations"]] for row in rows]
-        ends = [range(0, len(t), 2) if split == "train" else [len(t) - 2] for t in turns]
+        ends = [
+            range(0, len(t), 2) if split == "train" else [len(t) - 2] for t in turns
+        ]
         return {
             tuple(texts[: end + 1] if row["kind"] in LATER else texts[end : end + 1])
             for row, texts, places in zip(rows, turns, ends, strict=True)
