@@ -6,6 +6,7 @@
 __all__ = [
     "WINDOW_ROWS",
     "SCHEDULES",
+    "OPTIMIZERS",
     "COUNTS",
     "TokenFile",
     "pack",
@@ -22,16 +23,19 @@ __all__ = [
     "pick_device",
     "Team",
     "check_fit",
-    "to_device",
+    "check_amount",
     "choose_precision",
+    "Ahead",
     "draw",
     "count_labels",
     "accumulate",
     "Progress",
+    "make_optimizer",
     "Run",
     "train_step",
     "WatchedRun",
     "is_due",
+    "explain_failure",
     "show_progress",
     "Trainer",
 ]
@@ -44,6 +48,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,9 +87,16 @@ from minillm.relay import (
 )
 from minillm.run_log import (
     RunLog,
+    check_memory,
     describe_evaluation,
     describe_failure,
     describe_memory,
+    gpu_columns,
+    is_out_of_memory,
+    log_settings,
+    memory_needed,
+    memory_there,
+    open_wandb,
     peak_memory,
     write_final,
 )
@@ -415,6 +427,8 @@ class TrainingConfig:
     """The token embedding learns at this multiple of the rate."""
     weight_decay: float = 0.1
     """AdamW's decay of the weight matrices."""
+    optim: str = "adamw"
+    """adamw: chapter 08's; adamw_torch_fused: the same as one kernel, for a GPU."""
     adam_beta1: float = 0.9
     """Memory of AdamW's mean of the gradients."""
     adam_beta2: float = 0.95
@@ -435,6 +449,8 @@ class TrainingConfig:
     """float32, medium, bf16, or auto: what is fastest on this machine."""
     torch_compile: bool = False
     """Compile the model first: a minute's wait, then faster."""
+    report_to: str = "tensorboard"
+    """tensorboard, or wandb: Weights & Biases as well."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best there is."""
 
@@ -468,6 +484,7 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
     return schedule(step, config.max_steps, high, warm_up, low)
 
 
+OPTIMIZERS = ("adamw", "adamw_torch_fused")
 COUNTS = (
     "max_steps",
     "per_device_train_batch_size",
@@ -482,6 +499,7 @@ def check_training(config: TrainingConfig) -> None:
     """Raise ValueError that names the first setting that cannot be."""
     precisions = (*PRECISIONS, "auto")
     choices = {"lr_scheduler_type": tuple(SCHEDULES), "precision": precisions}
+    choices |= {"optim": OPTIMIZERS, "report_to": ("tensorboard", "wandb")}
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -559,11 +577,12 @@ def check_fit(model: Transformer, tokenizer, config: TrainingConfig) -> None:
         )
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to the device; to a GPU from pinned memory, while it computes."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+def check_amount(dataset, config: TrainingConfig) -> str:
+    """A remark on data that do not fill one row; "" for all others."""
+    tokens, context = int(sum(dataset.lengths)), config.context_length
+    if tokens >= context:
+        return ""
+    return f"all the data is {tokens} tokens, less than one row of {context=}"
 
 
 def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
@@ -575,7 +594,45 @@ def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> st
 
 
 # %%
-def draw(batches: Batches, passes: int) -> tuple[list[dict], list[list[int]]]:
+class Ahead:
+    """Batches that a thread draws one ahead, pinned if they are to go to a GPU.
+
+    What is handed out and what `state_dict` says are as without it.
+    """
+
+    def __init__(self, batches: Batches, pin: bool = False):
+        self.batches, self.pin, self.next = batches, pin, None
+        self.pool = ThreadPoolExecutor(1)
+        self.note()
+
+    def note(self) -> None:
+        """Remember what the source says of itself after the last batch."""
+        self.documents, self.epoch = self.batches.documents, self.batches.epoch
+        self.state = self.batches.state_dict()
+
+    def draw(self) -> dict[str, torch.Tensor]:
+        batch = next(self.batches)
+        return {k: x.pin_memory() for k, x in batch.items()} if self.pin else batch
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        batch = self.next.result() if self.next else self.draw()
+        self.note()
+        self.next = self.pool.submit(self.draw)
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.next:
+            self.next.result()  # the thread must not draw from the new place
+        self.next = None
+        self.batches.load_state_dict(state)
+        self.note()
+
+
+# %%
+def draw(batches: Batches | Ahead, passes: int) -> tuple[list[dict], list[list[int]]]:
     """The batches of one step, and the documents in each of their rows."""
     drawn, documents = [], []
     for _ in range(passes):
@@ -600,7 +657,7 @@ def accumulate(
     """
     nats = []
     for number, batch in enumerate(batches, 1):
-        batch = {name: to_device(x, team.device) for name, x in batch.items()}
+        batch = {k: x.to(team.device, non_blocking=True) for k, x in batch.items()}
         wait = team.world_size > 1 and number < len(batches)
         with model.no_sync() if wait else nullcontext():
             with autocast(team.device, precision):
@@ -657,6 +714,16 @@ class Progress:
 
 
 # %%
+def make_optimizer(model: Transformer, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW of chapter 08, or torch's own form of it in one kernel."""
+    groups = parameter_groups(model, config.weight_decay, config.embedding_lr_scale)
+    betas = (config.adam_beta1, config.adam_beta2)
+    if config.optim == "adamw_torch_fused":
+        return torch.optim.AdamW(groups, config.learning_rate, betas, fused=True)
+    return AdamW(groups, lr=config.learning_rate, betas=betas)
+
+
+# %%
 class Run:
     """What a training run consists of, and how it is saved and taken up again."""
 
@@ -676,12 +743,12 @@ class Run:
         self.tokenizer, self.config, self.dataset = tokenizer, config, train_dataset
         self.validation, self.callbacks = validation, list(callbacks)
         self.about, self.folder = about or {}, Path(config.output_dir)
-        groups = parameter_groups(model, config.weight_decay, config.embedding_lr_scale)
-        betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizer = AdamW(groups, lr=config.learning_rate, betas=betas)
+        self.optimizer = make_optimizer(model, config)
         shape = config.per_device_train_batch_size, config.context_length
         ranks = team.rank, team.world_size
-        self.batches = Batches(train_dataset, *shape, config.seed, *ranks)
+        batches = Batches(train_dataset, *shape, config.seed, *ranks)
+        gpu = team.device.type == "cuda"
+        self.batches = Ahead(batches, pin=True) if gpu else batches
         self.progress = Progress(precision=config.precision)
         order = {"context_length": config.context_length, "seed": config.seed}
         self.identity = identify(model, tokenizer, train_dataset, **order)
@@ -766,11 +833,24 @@ class WatchedRun(Run):
         if team.rank == 0:
             if found:
                 print(describe_resume(*found, asdict(config)))
-            remove_leftovers(self.folder)
-            self.log = RunLog(self.folder, self.step if found else -1)
+            self.open_log(self.step if found else -1)
         self.forward = team.wrap(self.model)
         if config.torch_compile:
             self.forward = torch.compile(self.forward)
+
+    def open_log(self, step: int) -> None:
+        """Say what may go wrong, tidy the folder, open the log behind this step."""
+        config, folder, settings = self.config, self.folder, asdict(self.config)
+        needs = memory_needed(self.model.config, config)
+        there = memory_there(self.team.device)
+        remarks = check_memory(needs, there, config), check_amount(self.dataset, config)
+        for remark in filter(None, remarks):
+            print(remark)
+        remove_leftovers(folder)
+        wandb = config.report_to == "wandb"
+        also = [open_wandb(folder, settings)] if wandb else []
+        self.log = RunLog(folder, step, also)
+        log_settings(self.log, settings)
 
     def tell(self, event: str, *arguments: object) -> None:
         """Call the callbacks; what they draw at random does not disturb training."""
@@ -788,7 +868,9 @@ class WatchedRun(Run):
         row["epoch"] = self.batches.epoch
         row["memory"] = peak_memory(self.team.device)
         forward = count_flops(self.model.config, self.config.context_length)
-        row["flops_per_second"] = 3 * forward * row["tokens_per_second"]
+        row["flops_per_second"] = speed = 3 * forward * row["tokens_per_second"]
+        each = speed / self.team.world_size  # of one device
+        row |= gpu_columns(self.team.device, self.progress.precision, each)
         self.tell("on_log", row)
         if self.log:
             self.log.write(row)
@@ -818,6 +900,16 @@ class WatchedRun(Run):
 def is_due(step: int, every: int, config: TrainingConfig) -> bool:
     """Whether what is done each so many steps is due; at the end all is."""
     return step == config.max_steps or (every > 0 and step % every == 0)
+
+
+def explain_failure(error: RuntimeError, config: TrainingConfig) -> Exception:
+    """The error that says what to change, where that is known; else the same."""
+    if is_out_of_memory(error):
+        return MemoryError(f"out of memory. {describe_memory(config)}")
+    if config.torch_compile and type(error).__module__.startswith("torch._"):
+        first = str(error).partition("\n")[0]
+        return ValueError(f"torch_compile fails here, leave it out: {first}")
+    return error
 
 
 def show_progress(bar: tqdm, row: dict) -> None:
@@ -851,8 +943,8 @@ class Trainer(WatchedRun):
         try:
             with catch_signals(self.stop), bar:
                 self.loop(bar)
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(describe_memory(self.config)) from error
+        except RuntimeError as error:
+            raise explain_failure(error, self.config) from error
         finally:
             if self.log:
                 self.log.close()

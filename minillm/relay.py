@@ -54,12 +54,12 @@ def optimizer_tensors(
 def load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
 ) -> None:
-    """Put such tensors back; counters stay on the CPU, where they are read."""
-    params = dict(model.named_parameters())
+    """Put such tensors back; counters stay on the CPU, unless one kernel reads all."""
+    params, fused = dict(model.named_parameters()), optimizer.defaults.get("fused")
     optimizer.state.clear()
     for name, value in load_file(path).items():
         name, _, key = name.rpartition(":")
-        device = params[name].device if value.dim() else "cpu"
+        device = params[name].device if value.dim() or fused else "cpu"
         optimizer.state[params[name]][key] = value.to(device)
 
 

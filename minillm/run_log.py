@@ -8,23 +8,36 @@ __all__ = [
     "RunLog",
     "as_line",
     "whole_rows",
+    "log_settings",
+    "open_wandb",
+    "memory_needed",
+    "memory_there",
+    "describe_needs",
+    "check_memory",
     "peak_memory",
+    "product_speed",
+    "gpu_columns",
     "versions",
     "write_model_card",
     "as_cell",
     "describe_failure",
     "describe_evaluation",
     "describe_memory",
+    "is_out_of_memory",
     "describe_command",
     "card_facts",
     "write_final",
 ]
 
 # %%
+import functools
 import json
+import math
+import os
 import platform
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -32,6 +45,8 @@ import numpy
 import torch
 
 from minillm.data import write_atomic
+from minillm.optimization import autocast
+from minillm.transformer import estimate_memory
 
 
 # %%
@@ -40,11 +55,14 @@ class RunLog:
 
     Opened at `step`, it forgets rows of later steps, and a last line that was cut off:
     what a killed run wrote after its last checkpoint is measured again on resuming.
-    `rows` holds all rows that stand in the file.
+    `rows` holds all rows that stand in the file. `also`: functions that are given each
+    row too, such as the one that `open_wandb` returns.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0):
+    def __init__(self, folder: str | Path, step: int = 0, also: Iterable = ()):
         from torch.utils.tensorboard import SummaryWriter
+
+        self.also = list(also)
 
         self.path = Path(folder) / "metrics.jsonl"
         self.rows = [row for row in whole_rows(self.path) if row["step"] <= step]
@@ -58,6 +76,8 @@ class RunLog:
         self.rows.append(row)
         self.file.write(as_line(row))
         self.file.flush()
+        for tell in self.also:
+            tell(row)
         for name, value in row.items():
             if isinstance(value, str):
                 self.board.add_text(name, value, row["step"])
@@ -84,6 +104,71 @@ def whole_rows(path: Path) -> Iterable[dict]:
 
 
 # %%
+def log_settings(log: RunLog, settings: dict) -> None:
+    """Write settings.json beside the rows, and the same as a text to TensorBoard."""
+    text = json.dumps(settings, indent=1)
+    with write_atomic(log.path.with_name("settings.json")) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    log.board.add_text("settings", f"```\n{text}\n```", 0)
+
+
+def open_wandb(folder: Path, settings: dict) -> Callable[[dict], None]:
+    """Open the run in Weights & Biases, or go on with it; a function that logs rows."""
+    try:
+        import wandb
+    except ImportError:
+        reason = "report_to='wandb' needs the package wandb: pip install wandb"
+        raise ValueError(reason) from None
+    name = f"{folder.parent.name}-{folder.name}"
+    run = wandb.init(
+        project="minillm", id=name, resume="allow", dir=str(folder), config=settings
+    )
+    return lambda row: run.log(dict(row), step=row["step"])
+
+
+# %%
+def memory_needed(shape, config) -> dict[str, int]:
+    """Bytes by purpose that a step of this training holds at most, in one pass."""
+    tokens = config.per_device_train_batch_size * config.context_length
+    return estimate_memory(shape, tokens)
+
+
+def memory_there(device: str | torch.device = "cpu") -> int | None:
+    """Bytes that a run could still take on this device; None where nobody tells."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        held = torch.mps.current_allocated_memory()
+        return torch.mps.recommended_max_memory() - held
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # Linux
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # macOS: all of it
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+# %%
+def describe_needs(needs: dict[str, int]) -> str:
+    """A budget in words, for the console."""
+    parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in needs.items())
+    return f"memory: {sum(needs.values()) / 1e6:,.0f} MB ({parts})"
+
+
+def check_memory(needs: dict[str, int], there: int | None, config) -> str:
+    """ValueError if a run can't fit; a warning if it may not; "" if it does."""
+    if there is None or sum(needs.values()) <= there:
+        return ""
+    fixed = sum(size for name, size in needs.items() if name != "activations")
+    text = f"{describe_needs(needs)}, but only {there / 1e6:,.0f} MB are free. "
+    if fixed > there:
+        raise ValueError(text + "No batch is small enough: take a smaller preset")
+    return f"warning: {text}{describe_memory(config)}"
+
+
+# %%
 def peak_memory(device: str | torch.device = "cpu") -> int:
     """The most bytes this process has held: on the GPU if it has one, else in RAM."""
     if torch.device(device).type == "cuda":
@@ -94,6 +179,34 @@ def peak_memory(device: str | torch.device = "cpu") -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# %%
+@functools.cache
+def product_speed(device: str | torch.device = "cpu", precision: str = "float32"):
+    """FLOP/s of one large matrix product here: the ceiling for any model."""
+    device = torch.device(device)
+    size, best = (8192 if device.type == "cuda" else 1024), math.inf
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    with autocast(device, "medium" if precision == "medium" else "float32"):
+        for _ in range(10):
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()  # to read a number is to wait for it
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def gpu_columns(device: torch.device, precision: str, speed: float) -> dict[str, float]:
+    """What a GPU's row says besides: mfu and, if known, gpu_use; {} without a GPU."""
+    if device.type != "cuda":
+        return {}
+    row = {"mfu": speed / product_speed(device, precision)}
+    try:
+        row["gpu_use"] = torch.cuda.utilization(device)
+    except (ImportError, RuntimeError):  # no nvidia-ml-py, or a driver that won't tell
+        pass
+    return row
 
 
 # %%
@@ -181,11 +294,19 @@ def describe_memory(config) -> str:
     """What to change, so that the same training needs half the memory."""
     rows = config.per_device_train_batch_size
     passes = config.gradient_accumulation_steps
+    if rows == 1:
+        length = f"a context_length below {config.context_length}"
+        return f"With 1 row in a pass, what is left is {length}, or a smaller preset"
     return (
-        f"out of memory with {rows} rows of {config.context_length} tokens. The same "
-        f"training in smaller passes: per_device_train_batch_size={max(1, rows // 2)}, "
-        f"gradient_accumulation_steps={passes * 2}"
+        f"The same training in smaller passes: per_device_train_batch_size={rows // 2},"
+        f" gradient_accumulation_steps={passes * 2}"
     )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch failed for want of memory; only CUDA has an error of its own."""
+    signs = ("out of memory", "allocate memory", "not enough memory")
+    return any(sign in str(error) for sign in signs)
 
 
 # %%

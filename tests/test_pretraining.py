@@ -14,6 +14,7 @@ from tiny_run import make_model, make_texts, make_trainer, result, token_file, t
 
 from minillm import pretraining
 from minillm.pretraining import (
+    Ahead,
     Batches,
     RowStream,
     TokenFile,
@@ -367,13 +368,67 @@ def test_a_loss_that_is_no_number_stops_saves_and_names_the_batch(tmp_path):
     assert state["batches"] == good.state_dict()
 
 
-def test_out_of_memory_says_what_to_change(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    ],
+)
+def test_out_of_memory_says_what_to_change(error, tmp_path, monkeypatch):
     def explode(model, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(pretraining, "batch_nats", explode)
-    with pytest.raises(RuntimeError, match="batch_size=1, gradient.*steps=4"):
+    with pytest.raises(MemoryError, match="batch_size=1, gradient.*steps=4"):
         make_trainer(tmp_path).train()
+
+
+def test_an_error_of_ours_stays_what_it_is(tmp_path, monkeypatch):
+    def explode(model, batch):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(pretraining, "batch_nats", explode)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_trainer(tmp_path).train()
+
+
+def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def explode(model, batch):
+        raise TorchDynamoException("no C++ compiler\nlong story")
+
+    monkeypatch.setattr(pretraining, "batch_nats", explode)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    with pytest.raises(ValueError, match="torch_compile fails here.*compiler$"):
+        make_trainer(tmp_path, torch_compile=True).train()
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "memory_there", lambda device: 1000)
+    with pytest.raises(ValueError, match="only 0 MB are free.*smaller preset"):
+        make_trainer(tmp_path).train()
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+def test_a_batch_that_may_not_fit_is_warned_of(tmp_path, monkeypatch, capsys):
+    model = make_model()
+    monkeypatch.setattr(
+        pretraining, "memory_there", lambda device: 17 * model.num_parameters()
+    )
+    make_trainer(tmp_path, model=model, max_steps=1).train()
+    said = capsys.readouterr().out
+    assert "warning: memory:" in said and "batch_size=1, gradient" in said
+
+
+def test_data_that_do_not_fill_a_row_are_remarked_on(tmp_path, capsys):
+    data = token_file(tmp_path, count=1)
+    data.lengths = data.lengths[:1] * 0 + 5
+    data.ends = np.array([0, 5])
+    make_trainer(tmp_path, data, validation=0, max_steps=1).train()
+    assert "all the data is 5 tokens, less than one row" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -382,6 +437,8 @@ def test_out_of_memory_says_what_to_change(tmp_path, monkeypatch):
         (dict(precision="fp8"), "precision='fp8' is not one of float32"),
         (dict(lr_scheduler_type="step"), "is not one of linear, cosine, constant"),
         (dict(max_steps=0), "max_steps=0 must be at least 1"),
+        (dict(optim="lion"), "optim='lion' is not one of adamw, adamw_torch_fused"),
+        (dict(report_to="paper"), "'paper' is not one of tensorboard, wandb"),
         (dict(context_length=65), "context_length=65 is more than the model's max_pos"),
     ],
 )
@@ -445,6 +502,61 @@ def test_it_overfits_a_single_document(tmp_path):
     assert isinstance(trainer, Trainer)
     trainer.train()
     assert batch_nats(trainer.model, next(trainer.batches)).sum().item() / 96 < 0.5
+
+
+# ------------------------------------------------------ what a GPU asks for
+
+
+def test_ahead_hands_out_the_same_batches_and_states(tmp_path):
+    data = token_file(tmp_path)
+    direct, ahead = Batches(data, 3, 48), Ahead(Batches(data, 3, 48))
+    states = []
+    for _ in range(40):  # through several windows
+        states.append(direct.state_dict())
+        expected, found = next(direct), next(ahead)
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert direct.documents == ahead.documents
+        assert (direct.state_dict(), direct.epoch) == (ahead.state_dict(), ahead.epoch)
+    for state in (states[7], states[30], states[0]):
+        direct.load_state_dict(state), ahead.load_state_dict(state)
+        assert ahead.state_dict() == state
+        assert torch.equal(next(direct)["labels"], next(ahead)["labels"])
+
+
+def test_a_run_that_draws_ahead_resumes_to_the_same_bits(tmp_path):
+    def trainer(name, **changes):
+        run = make_trainer(tmp_path / name, token_file(tmp_path), **changes)
+        run.batches = Ahead(run.batches)
+        return run
+
+    class Stop:
+        def on_log(self, trainer, row):
+            trainer.stop("for now")
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    trainer("a").train()
+    trainer("b", callbacks=[Stop()]).train()
+    trainer("b").train()
+    assert result(tmp_path / "a")[1] == result(tmp_path / "b")[1]
+
+
+def test_the_fused_optimizer_is_the_same_and_resumes(tmp_path):
+    kept = []
+    for name, optim in (("a", "adamw"), ("b", "adamw_torch_fused")):
+        run = make_trainer(
+            tmp_path / name, token_file(tmp_path), make_model(), validation=0,
+            optim=optim, max_steps=8,
+        )  # fmt: skip
+        run.train()
+        kept.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
+    torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-4)
+    fused = dict(validation=0, optim="adamw_torch_fused")
+    run = make_trainer(
+        tmp_path / "b", token_file(tmp_path), make_model(), max_steps=12, **fused
+    )
+    assert run.train()["step"] == 12
+    assert isinstance(run.optimizer, torch.optim.AdamW)
 
 
 # ---------------------------------------------------------------- many processes
