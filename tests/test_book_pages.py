@@ -30,7 +30,14 @@ def quoted_messages() -> list[str]:
     return [m for head in heads for m in re.findall(r"`([^`]{12,})`", head)]
 
 
-FOREIGN = ("command not found", "No module", "is not recognized", "StopIteration")
+FOREIGN = (  # another program says this, or begins so
+    "command not found",
+    "No module",
+    "is not recognized",
+    "StopIteration",
+    "No space left on device",
+    "Permission denied",
+)
 
 
 @pytest.mark.parametrize("message", quoted_messages())
