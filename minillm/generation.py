@@ -251,11 +251,15 @@ def weights_now(model: Transformer) -> list[tuple[int, float]]:
 
 def decode_step(model: Transformer) -> DecodeStep | None:
     """The step for this model with its weights of now, or None if it has none."""
-    parts, weights = list(model.modules()), dict(model.named_parameters())
-    plain = all(type(p) in KNOWN and not p._forward_hooks for p in parts)
+    if type(model) is not Transformer or model.training:
+        return None
+    weights = dict(model.named_parameters())
+    plain = all(type(p) in KNOWN and not p._forward_hooks for p in model.modules())
     plain &= not any(name.endswith("bias") or w.is_cuda for name, w in weights.items())
+    ours = (Attention, MLP)
+    plain &= all((type(a.self_attn), type(a.mlp)) == ours for a in model.layers)
     size = sum(weight.nbytes for weight in weights.values())
-    if not plain or model.training or size > 2**30 or torch.is_autocast_enabled("cpu"):
+    if not plain or size > 2**30 or torch.is_autocast_enabled("cpu"):
         return None
     step = STEPS.get(model)
     if step is None or step.made_from != weights_now(model):
