@@ -102,3 +102,33 @@ def test_terms_of_the_glossary_are_sorted_and_explained():
     first = [lines[0].lower() for lines in entries]
     assert first == sorted(first) and len(first) > 100
     assert all(lines[-1].startswith("  ") for lines in entries)
+
+
+def minutes_of_exercises() -> dict[str, dict[int, int]]:
+    """Chapter number -> exercise number -> the minutes that it states."""
+    found = {}
+    for path in ROOT.glob("notebooks/text/[01]*.md"):
+        parts = re.split(r"^### (\d+)\. ", path.read_text("utf-8"), flags=re.M)[1:]
+        stated = [re.search(r"(\d+) minutes", text) for text in parts[1::2]]
+        numbers = map(int, parts[::2])
+        found[path.stem[:2]] = {
+            n: int(m[1]) for n, m in zip(numbers, stated, strict=True) if m
+        }
+    return found
+
+
+def expand(numbers: str) -> list[int]:
+    """`1-3, 5` -> [1, 2, 3, 5]"""
+    ends = [part.split("-") for part in numbers.split(",")]
+    return [n for e in ends for n in range(int(e[0]), int(e[-1]) + 1)]
+
+
+def test_the_semester_plan_adds_up():
+    stated, page = minutes_of_exercises(), (BOOK / "teachers.md").read_text("utf-8")
+    weeks = re.findall(r"^\| \d+ \| (.+?) \| .+? \| (.+?) \| (\d+) \|$", page, re.M)
+    assert len(weeks) == 12
+    for chapters, exercises, minutes in weeks:
+        first = re.search(r"notebooks/(\d\d)", chapters)[1]
+        groups = re.findall(r"(?:(\d\d): )?([\d,\- ]+)", exercises)
+        total = sum(stated[c or first][n] for c, e in groups for n in expand(e))
+        assert total == int(minutes), f"{chapters}: book/teachers.md, {total} minutes"
