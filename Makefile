@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help lab test quick build export book pdf epub constraints checkpoints clean setup lint
+.PHONY: help lab test quick build export book test-book pdf epub constraints checkpoints clean setup lint
 
 help:  ## list what can be made
 	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/^([a-z -]+):.*## (.*)/  make \1#\2/' | tr '#' '\t' | expand -t 20
@@ -27,6 +27,9 @@ export: setup  ## text twins -> notebooks -> minillm/, nothing executed
 
 book: setup  ## render the notebooks, as they are stored, into book/_build/html
 	@$(PY) tools/book.py
+
+test-book: book  ## look at every page of it in Chromium: links, formulas, widgets, accessibility
+	@$(PY) tools/check_book.py
 
 pdf epub: book  ## the same book as book/_build/minillm.pdf, or .epub
 	@$(PY) tools/print.py $@
