@@ -587,3 +587,16 @@ def test_two_processes_train_as_one(tmp_path):
     for a, b in zip(together, one, strict=True):
         known = {name: value for name, value in b.items() if value is not None}
         assert {name: a[name] for name in known} == pytest.approx(known, rel=2e-4)
+
+
+def test_the_number_of_threads_does_not_show_in_the_printed_digits(tmp_path):
+    losses, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            weights_after(tmp_path / str(number), data=token_file(tmp_path))
+            rows = result(tmp_path / str(number))[0]
+            losses.append([f"{row['loss']:.2f}" for row in rows])
+    finally:
+        torch.set_num_threads(threads)
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 4
