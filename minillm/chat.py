@@ -359,7 +359,8 @@ class ChatWindow:
         rows = [w.HBox([self.controls[k] for k in ks], layout=wrap) for ks in places]
         for row in rows:
             row.add_class("mini-live")  # hidden on pages without a kernel
-        columns = w.HBox(self.panes, layout=w.Layout(flex_flow="row wrap"))
+        side_by_side = w.Layout(flex_flow="row wrap", grid_gap="0 16px")
+        columns = w.HBox(self.panes, layout=side_by_side)
         self.box = w.VBox([columns, self.status, *rows])
         self.show()
 

@@ -43,7 +43,7 @@ import torch
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minillm.data import FORMATS, decode, keep_good, suffix_of
+from minillm.data import FORMATS, decode, fetch_rows, keep_good, suffix_of
 from minillm.generation import GenerationConfig, generate
 
 # %%
@@ -340,9 +340,16 @@ def parse_conversation(raw: bytes | dict) -> dict:
 def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
     """Yield {"conversations": messages, ...} from a file in any known format.
 
-    A bad row raises `ValueError` with file, line and reason; with `skip`, bad rows are
-    counted and reported. What else a row holds (its kind, its answer) is kept.
+    `path` may also name a public set, as in `read_texts`. A bad row raises `ValueError`
+    with file, line and reason; with `skip`, bad rows are counted and reported. What
+    else a row holds (its kind, its answer) is kept.
     """
+    place = str(path).partition(":")[0]
+    named = place.count("/") == 1 and suffix_of(place) not in FORMATS
+    if named and not Path(path).exists():
+        rows = enumerate(fetch_rows(str(path)), 1)
+        numbered = ((f"row {number}", row) for number, row in rows)
+        return keep_good(path, numbered, parse_conversation, skip)
     if (suffix := suffix_of(path)) not in FORMATS:
         known = " ".join(FORMATS)
         raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")

@@ -346,7 +346,7 @@ def test_bad_rows_are_named_with_file_and_line(tmp_path, capsys, line, fault):
 def test_bad_items_of_a_list_and_unknown_formats(tmp_path):
     path = tmp_path / "chats.json"
     path.write_text(json.dumps([{"conversations": EXCHANGE}, {"text": "?"}]))
-    with pytest.raises(ValueError, match=r"chats\.json, line 2: .*known formats"):
+    with pytest.raises(ValueError, match=r"chats\.json, item 2: .*known formats"):
         list(sft.read_conversations(path))
     with pytest.raises(ValueError, match="unknown format '.pdf'"):
         sft.read_conversations("chats.pdf")
@@ -395,3 +395,48 @@ def test_mixture_holds_all_examples_of_all(tokenizer):
         (mixture[n] for n in range(5)), (*first, *second, *first), strict=True
     ):
         assert (ids == pair[0]).all() and (labels == pair[1]).all()
+
+
+def test_public_sets_are_read_by_name(monkeypatch, capsys):
+    """Alpaca's shape as in BelleGroup's sets, ours as in MiniMind's files."""
+    asked = []
+
+    def fetch(name):
+        asked.append(name)
+        yield FORMATS["alpaca"]
+        yield FORMATS["ours"]
+        yield {"text": "?"}
+
+    monkeypatch.setattr(sft, "fetch_rows", fetch)
+    names = "BelleGroup/train_0.5M_CN", "jingyaogong/minimind_dataset:sft.jsonl"
+    for name in names:
+        rows = sft.read_conversations(name)
+        assert [next(rows)["conversations"] for _ in range(2)] == [EXCHANGE] * 2
+        with pytest.raises(ValueError, match="row 3: in none of the known formats"):
+            next(rows)
+    assert asked == list(names)
+    assert len(list(sft.read_conversations(names[0], skip=True))) == 2
+    assert "skipped 1, the first" in capsys.readouterr().err
+
+
+def test_a_missing_file_and_a_set_out_of_reach(tmp_path, monkeypatch):
+    with pytest.raises(OSError):
+        list(sft.read_conversations(tmp_path / "no.jsonl"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="run `minillm data convert BelleGroup"):
+        list(sft.read_conversations("BelleGroup/train_0.5M_CN"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(nasty, min_size=2, max_size=4), nasty)
+def test_nothing_typed_changes_what_is_learned(template, tokenizer, texts, typed):
+    """Whatever the users of a data set typed, only the answers' tokens are learned."""
+    messages = turns(texts[: len(texts) // 2 * 2], None)
+    attacked = [{**m, "content": typed} if m["role"] == "user" else m for m in messages]
+
+    def kept(rows):
+        ids, learned = template.encode(rows)
+        return [number for number, mark in zip(ids, learned, strict=True) if mark]
+
+    assert kept(attacked) == kept(messages)
