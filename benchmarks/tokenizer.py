@@ -1,20 +1,26 @@
 """Training and encoding 10 MB of natural text: our tokenizer beside others.
 
-    python benchmarks/tokenizer.py            measure, print the table
-    python benchmarks/tokenizer.py --save     and keep it for the chapter
+    python benchmarks/tokenizer.py            measure, print the tables
+    python benchmarks/tokenizer.py --save     and keep them for the chapter
 
-The text is the sources and docstrings of the installed standard library, the pattern
-and the vocabulary (4096) are the same for all. CPU seconds of one thread, the best of
-some rounds taken in turn, since machines are never idle. Peers that are not installed
-are left out.
+The text is the sources and docstrings of the installed standard library; pattern and
+vocabulary (4096) are the same for all. Seconds are CPU seconds of one thread, the least
+of some rounds in which all take turns, since machines are never idle. What is marked
+"extrapolated" would run for hours: its seconds per symbol are measured on a part of the
+texts, and multiplied by the symbols that a whole run reads, which are counted exactly.
+Peers come with `pip install -e .[benchmarks]`; where one is missing, its row says so.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
+import math
 import os
+import subprocess
+import sys
 import sysconfig
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,10 +38,12 @@ from minillm.tokenizer import (
     Tokenizer,
     count_pieces,
     learn_merges,
+    merge_in_index,
     train_bpe,
 )
 
 VOCAB_SIZE = 4096
+PEERS = ("tokenizers", "rustbpe", "tiktoken")
 RESULTS = Path(__file__).with_suffix(".json")
 
 
@@ -51,7 +59,18 @@ def library_texts(megabytes: float = 10) -> Iterator[str]:
         yield text
 
 
-def rust_trained(texts: list[str], vocab_size: int = VOCAB_SIZE) -> RustTokenizer:
+def num_merges(vocab_size: int) -> int:
+    return vocab_size - 256 - len(SPECIAL_TOKENS)
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+# ---- the peers
+
+
+def train_tokenizers(texts: Iterator[str], vocab_size: int = VOCAB_SIZE) -> None:
     rust = RustTokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -64,23 +83,94 @@ def rust_trained(texts: list[str], vocab_size: int = VOCAB_SIZE) -> RustTokenize
         show_progress=False,
     )
     rust.train_from_iterator(texts, trainer)
-    return rust
 
 
-def merges_by_scan(pieces: dict[str, int], num_merges: int) -> list[str]:
+def train_rustbpe(texts: Iterator[str], vocab_size: int = VOCAB_SIZE) -> None:
+    import rustbpe
+
+    size = 256 + num_merges(vocab_size)
+    rustbpe.Tokenizer().train_from_iterator(iter(texts), size, pattern=PATTERN)
+
+
+def tiktoken_encoding(ours: Tokenizer):
+    """The same vocabulary and pattern as a tiktoken encoding, ids included."""
+    import tiktoken
+
+    special = ours.special_tokens
+    ordinary = set(range(ours.vocab_size)) - set(special.values())
+    return tiktoken.Encoding(
+        name="minillm",
+        pat_str=PATTERN,
+        mergeable_ranks={ours.id_to_bytes(id): id for id in ordinary},
+        special_tokens=special,
+    )
+
+
+def replace_pair(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """`ids` with `new` in place of `pair`, as minbpe does it: by walking along."""
+    out, at = [], 0
+    while at < len(ids):
+        if at + 1 < len(ids) and ids[at] == pair[0] and ids[at + 1] == pair[1]:
+            out.append(new)
+            at += 2
+        else:
+            out.append(ids[at])
+            at += 1
+    return out
+
+
+def train_minbpe_style(texts: list[str], merges: int) -> None:
+    """minbpe's algorithm: all pieces, not only the different ones, each time."""
+    find = regex.compile(PATTERN).findall
+    pieces = [list(piece.encode()) for text in texts for piece in find(text)]
+    for new in range(256, 256 + merges):
+        counts = {}
+        for ids in pieces:
+            for pair in zip(ids, ids[1:], strict=False):
+                counts[pair] = counts.get(pair, 0) + 1
+        best = max(counts, key=counts.get)
+        pieces = [replace_pair(ids, best, new) for ids in pieces]
+
+
+def minbpe_style_encoder(ours: Tokenizer) -> Callable[[str], list[int]]:
+    """minbpe's algorithm with our merges: look for the best pair, walk, look again."""
+    model = ours.spec["model"]
+    vocab, pairs = model["vocab"], model["merges"]
+    merges = {(vocab[a], vocab[b]): vocab[a + b] for a, b in pairs}
+    first = {byte: ord(symbol) for byte, symbol in ours.encoder.letters.items()}
+    find = regex.compile(PATTERN).findall
+
+    def encode(text: str) -> list[int]:
+        out = []
+        for piece in find(text):
+            ids = [first[byte] for byte in piece.encode()]
+            while len(ids) > 1:
+                found = zip(ids, ids[1:], strict=False)
+                pair = min(found, key=lambda p: merges.get(p, math.inf))
+                if pair not in merges:
+                    break
+                ids = replace_pair(ids, pair, merges[pair])
+            out += ids
+        return out
+
+    return encode
+
+
+# ---- the rungs of the chapter's ladder
+
+
+def merges_by_scan(pieces: dict[str, int], merges: int) -> None:
     """As `learn_merges`, with a search for the most frequent pair and no heap."""
-    index, found = PairIndex(pieces), []
-    for i in range(num_merges):
+    index = PairIndex(pieces)
+    for i in range(merges):
         pair = min(index.pairs, key=lambda p: (-index.pairs[p], p))
-        index.merge(pair, chr(256 + i))
-        found.append(pair)
-    return found
+        merge_in_index(index, pair, chr(256 + i))
 
 
-def merges_by_recount(pieces: dict[str, int], num_merges: int) -> list[str]:
+def merges_by_recount(pieces: dict[str, int], merges: int) -> None:
     """Recount all different pieces after every merge."""
-    index, found = PairIndex(pieces), []
-    for i in range(num_merges):
+    index = PairIndex(pieces)
+    for i in range(merges):
         pairs = {}
         for word, count in zip(index.words, index.counts, strict=True):
             for at in range(len(word) - 1):
@@ -88,8 +178,26 @@ def merges_by_recount(pieces: dict[str, int], num_merges: int) -> list[str]:
                 pairs[pair] = pairs.get(pair, 0) + count
         pair = min(pairs, key=lambda p: (-pairs[p], p))
         index.words = [word.replace(pair, chr(256 + i)) for word in index.words]
-        found.append(pair)
-    return found
+
+
+def symbols_read(pieces: dict[str, int], merges: list[tuple[int, int]]) -> int:
+    """How many symbols a loop reads that goes over all `pieces` before each merge."""
+    index, total = PairIndex(pieces), 0
+    left = sum(n * len(piece.encode()) for piece, n in pieces.items())
+
+    def size(places: set[int]) -> int:
+        return sum(index.counts[at] * len(index.words[at]) for at in places)
+
+    for i, (first, second) in enumerate(merges):
+        pair = chr(first) + chr(second)
+        places, total = set(index.places[pair]), total + left
+        left -= size(places)
+        merge_in_index(index, pair, chr(256 + i))
+        left += size(places)
+    return total
+
+
+# ---- measuring
 
 
 def best_of(tasks: dict[str, Callable], rounds: int) -> dict[str, float]:
@@ -104,127 +212,182 @@ def best_of(tasks: dict[str, Callable], rounds: int) -> dict[str, float]:
     return best
 
 
-def measure_training(texts: list[str], rounds: int) -> dict[str, float]:
-    pieces = count_pieces(texts)
-    merges = VOCAB_SIZE - 256 - len(SPECIAL_TOKENS)
+def trainers_here() -> dict[str, Callable]:
+    found = {"minillm": train_bpe, "tokenizers": train_tokenizers}
+    return found | ({"rustbpe": train_rustbpe} if installed("rustbpe") else {})
+
+
+def measure_training(texts: list[str], rounds: int) -> dict[str, float | None]:
     tasks = {
-        "minillm": lambda: train_bpe(texts, VOCAB_SIZE),
-        "  of which cutting and counting": lambda: count_pieces(texts),
-        "tokenizers (Rust)": lambda: rust_trained(texts),
+        name: lambda train=train: train(texts, VOCAB_SIZE)
+        for name, train in trainers_here().items()
     }
-    found = best_of(tasks, rounds)
-    counting = found["  of which cutting and counting"]
-    scan = best_of({"scan": lambda: merges_by_scan(pieces, merges)}, 1)["scan"]
-    found["search instead of a heap"] = counting + scan
-    few = best_of({"few": lambda: merges_by_recount(pieces, 20)}, 1)["few"]
-    found["recount each time (extrapolated)"] = counting + few * merges / 20
-    return found
+    tasks["minillm: cutting and counting alone"] = lambda: count_pieces(texts)
+    found = {"minillm": 0, "minillm: cutting and counting alone": 0, "tokenizers": 0}
+    found |= {"rustbpe": None} | best_of(tasks, rounds)
+    pieces, merges = count_pieces(texts), num_merges(VOCAB_SIZE)
+    counting = found["minillm: cutting and counting alone"]
+    scan = best_of({"": lambda: merges_by_scan(pieces, merges)}, 1)[""]
+    found["minillm with a search in place of the heap"] = counting + scan
+    return found | recount_seconds(texts, counting)
 
 
-def measure_encoding(texts: list[str], rounds: int) -> dict[str, float]:
-    ours, pattern = train_bpe(texts, VOCAB_SIZE), regex.compile(PATTERN)
-    text = json.dumps(ours.spec)
-    warm, rust = Tokenizer(ours.spec), RustTokenizer.from_str(text)
-    assert all(warm.encode(t) == rust.encode(t).ids for t in texts), "different ids"
+def recount_seconds(texts: list[str], counting: float) -> dict[str, float]:
+    """What the two loops that recount everything would take, extrapolated."""
+    pieces, few = count_pieces(texts), 15
+    some = texts[::20]
+    part = count_pieces(some)
+    tasks = {
+        "pieces": lambda: merges_by_recount(pieces, few),
+        "minbpe": lambda: train_minbpe_style(some, few),
+        "cutting": lambda: train_minbpe_style(some, 0),
+    }
+    spent, ones = best_of(tasks, 2), dict.fromkeys(pieces, 1)
+    learned = learn_merges(pieces, num_merges(VOCAB_SIZE))
+    rate = spent["pieces"] / symbols_read(ones, learned[:few])
+    slow = spent["minbpe"] - spent["cutting"]
+    slow /= symbols_read(part, learn_merges(part, few))
+    return {
+        "recount the different pieces (extrapolated)": counting
+        + rate * symbols_read(ones, learned),
+        "minbpe-style (extrapolated)": counting + slow * symbols_read(pieces, learned),
+    }
 
-    def without_cache():
-        for piece in (p for t in part for p in pattern.findall(t)):
-            cold.encoder.__missing__(piece)
 
-    cold, part = Tokenizer(ours.spec, {}), texts[: len(texts) // 10]
-    share = sum(map(len, part)) / sum(map(len, texts))
+def measure_encoding(texts: list[str], rounds: int) -> dict[str, float | None]:
+    ours, find = train_bpe(texts, VOCAB_SIZE), regex.compile(PATTERN).findall
+    spec = json.dumps(ours.spec)
+    warm, rust = Tokenizer(ours.spec), RustTokenizer.from_str(spec)
+    rust.encode_special_tokens = True
+    ids = warm.encode_batch(texts)
+    assert [e.ids for e in rust.encode_batch_fast(texts)] == ids, "tokenizers differs"
     fresh = [Tokenizer(ours.spec) for _ in range(rounds)]
-    rusts = [RustTokenizer.from_str(text) for _ in range(rounds)]
     tasks = {
         "minillm, first time": lambda: fresh.pop().encode_batch(texts),
         "minillm, again": lambda: warm.encode_batch(texts),
-        "tokenizers (Rust), first time": lambda r=rusts: encode_all(r.pop(), texts),
-        "tokenizers (Rust), again": lambda: encode_all(rust, texts),
-        "the regular expression alone": lambda: [pattern.findall(t) for t in texts],
+        "tokenizers": lambda: [rust.encode(text) for text in texts],
+        "tokenizers, without offsets": lambda: rust.encode_batch_fast(texts),
     }
-    tasks |= tiktoken_tasks(ours, texts)
-    found = best_of(tasks, rounds)
-    slow = best_of({"slow": without_cache}, 1)["slow"]
-    return found | {"minillm without its cache (extrapolated)": slow / share}
+    found = dict.fromkeys([*tasks, "tiktoken"])
+    if installed("tiktoken"):
+        encoding = tiktoken_encoding(ours)
+        assert [encoding.encode_ordinary(t) for t in texts] == ids, "tiktoken differs"
+        tasks["tiktoken"] = lambda: [encoding.encode_ordinary(t) for t in texts]
+    tasks["the regular expression alone"] = lambda: [find(text) for text in texts]
+    found |= best_of(tasks, rounds)
+
+    part, minbpe = texts[::10], minbpe_style_encoder(ours)
+    share = sum(map(len, part)) / sum(map(len, texts))
+    assert [minbpe(text) for text in part] == ids[::10], "minbpe-style differs"
+    cold = Tokenizer(ours.spec).encoder
+    tasks = {
+        "minillm without its cache": lambda: [
+            cold.__missing__(piece) for text in part for piece in find(text)
+        ],
+        "minbpe-style": lambda: [minbpe(text) for text in part],
+    }
+    return found | {name: t / share for name, t in best_of(tasks, 2).items()}
 
 
-def encode_all(rust: RustTokenizer, texts: list[str]) -> None:
-    for text in texts:
-        rust.encode(text)
-
-
-def tiktoken_tasks(ours: Tokenizer, texts: list[str]) -> dict[str, Callable]:
-    """The same vocabulary as a tiktoken encoding, if tiktoken is installed."""
-    try:
-        import tiktoken
-    except ImportError:
-        return {}
-    special = len(ours.special_tokens)
-    ordinary = range(special, ours.vocab_size)
-    encoding = tiktoken.Encoding(
-        name="minillm",
-        pat_str=PATTERN,
-        mergeable_ranks={ours.id_to_bytes(id): id - special for id in ordinary},
-        special_tokens={},
-    )
-    sample = texts[0]
-    ids = [id + special for id in encoding.encode_ordinary(sample)]
-    assert ids == ours.encode(sample), "tiktoken gives different ids"
-    return {"tiktoken (Rust)": lambda: [encoding.encode_ordinary(t) for t in texts]}
-
-
-def measure_growth(texts: list[str]) -> dict[str, float]:
-    """CPU seconds of training as the corpus and the vocabulary grow."""
-    found = {}
+def measure_growth(texts: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """CPU seconds of training as the corpus, and as the vocabulary grows."""
+    found = {"corpus": {}, "vocabulary": {}}
     for part in (4, 2, 1):
         some = texts[::part]
-        size = sum(len(text.encode()) for text in some) / 1e6
-        name = f"{size:.1f} MB, vocabulary {VOCAB_SIZE}"
-        found[name] = best_of({"": lambda s=some: train_bpe(s, VOCAB_SIZE)}, 2)[""]
-    pieces = count_pieces(texts)
+        size = f"{sum(len(text.encode()) for text in some) / 1e6:.1f} MB"
+        found["corpus"][size] = all_trained(some, VOCAB_SIZE)
     for size in (1024, 4096, 16384):
-        task = {"": lambda n=size: learn_merges(pieces, n - 259)}
-        found[f"merges alone, vocabulary {size}"] = best_of(task, 2)[""]
+        found["vocabulary"][f"{size:,} tokens"] = all_trained(texts, size)
     return found
 
 
-def peak_memory(rounds: int) -> float:
-    """Megabytes that training needs, for the 10 MB read `rounds` times over."""
-    texts = (text for _ in range(rounds) for text in library_texts())
-    tracemalloc.start()
-    train_bpe(texts, VOCAB_SIZE)
-    peak = tracemalloc.get_traced_memory()[1] / 1e6
-    tracemalloc.stop()
-    return round(peak, 1)
+def all_trained(texts: list[str], vocab_size: int) -> dict[str, float]:
+    tasks = {
+        name: lambda train=train: train(texts, vocab_size)
+        for name, train in trainers_here().items()
+    }
+    return best_of(tasks, 2)
+
+
+# ---- memory
+
+
+def peak() -> float:
+    """The most memory that this process ever held, MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # of this program alone, not of the one that started it
+        return int(regex.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1e3
+    import resource
+
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def print_memory(name: str, times: int) -> None:
+    """Train `name` on the texts, read so many times from the disk; print its peak."""
+    train, before = trainers_here()[name], peak()
+    train((text for _ in range(times) for text in library_texts()), VOCAB_SIZE)
+    print(peak() - before)
+
+
+def measure_memory() -> dict[str, dict[str, float]]:
+    """Peak memory of training in a process of its own, less what it began with."""
+    found = {}
+    for name in trainers_here():
+        for times in (1, 10):
+            command = [sys.executable, __file__, "--memory", name, f"--times={times}"]
+            out = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.setdefault(name, {})[f"read {times}x"] = round(float(out.stdout), 1)
+    return found
+
+
+# ---- the tables
+
+
+def print_tables(results: dict) -> None:
+    size = results["bytes"] / 1e6
+    print(f"{size:.1f} MB, {results['pieces']:,} different pieces")
+    print("vocabulary", results["vocab_size"], results["versions"])
+    for kind in ("training", "encoding"):
+        base = next(iter(results[kind].values()))
+        print(f"\n{kind:46} seconds   MB/s  times ours")
+        for name, seconds in results[kind].items():
+            if seconds is None:
+                print(f"{name:46} not installed")
+            else:
+                speed, ratio = size / seconds, seconds / base
+                print(f"{name:46} {seconds:7.2f} {speed:6.1f} {ratio:11.2f}")
+    for kind in ("corpus", "vocabulary"):
+        print(f"\nseconds of training as the {kind} grows")
+        for setting, row in results["growth"][kind].items():
+            print(f"{setting:>14}", *(f"{n} {s:6.2f} " for n, s in row.items()))
+    print("\npeak memory of training, MB", results["memory"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory:
+        return print_memory(arguments.memory, arguments.times)
     texts = list(library_texts())
-    size = sum(len(text.encode()) for text in texts)
     results = {
-        "bytes": size,
+        "bytes": sum(len(text.encode()) for text in texts),
         "pieces": len(count_pieces(texts)),
         "vocab_size": VOCAB_SIZE,
+        "versions": {
+            name: importlib.metadata.version(name) if installed(name) else None
+            for name in PEERS
+        },
         "training": measure_training(texts, arguments.rounds),
         "encoding": measure_encoding(texts, arguments.rounds),
         "growth": measure_growth(texts),
-        "memory": {"once": peak_memory(1), "ten times": peak_memory(10)},
+        "memory": measure_memory(),
     }
-    print(f"{size / 1e6:.1f} MB, {results['pieces']:,} different pieces")
-    for kind, base in (("training", "minillm"), ("encoding", "minillm, first time")):
-        print(f"\n{kind:42} seconds   MB/s  times ours")
-        for name, seconds in results[kind].items():
-            ratio = seconds / results[kind][base]
-            speed = size / 1e6 / seconds
-            print(f"{name:42} {seconds:7.2f} {speed:6.1f} {ratio:11.2f}")
-    print("\ngrowth of training, seconds")
-    for name, seconds in results["growth"].items():
-        print(f"{name:42} {seconds:7.2f}")
-    print("\npeak memory of training, MB:", results["memory"])
+    print_tables(results)
     if arguments.save:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -12,7 +12,6 @@ __all__ = [
     "GPT2_PATTERN",
     "SPECIAL_TOKENS",
     "ROLES",
-    "FILES",
     "progress_bar",
     "byte_letters",
     "compile_pattern",
@@ -24,13 +23,13 @@ __all__ = [
     "merge_by_heap",
     "Encoder",
     "tokenizer_json",
-    "split_at",
     "pattern_of",
     "write_json",
     "open_json",
     "write_config",
     "read_config",
     "BaseTokenizer",
+    "split_at",
     "Tokenizer",
     "train_bpe",
     "write_header",
@@ -100,7 +99,6 @@ GPT2_PATTERN = (
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-# %%
 def compile_pattern(pattern: str) -> regex.Pattern:
     """`pattern` compiled so that its pieces, joined, are always the whole text.
 
@@ -226,9 +224,8 @@ def merge_by_rank(word: str, ranks: dict[str, int], made: dict[str, str]) -> str
         word = word.replace(pair, made[pair])
 
 
-# %%
 def merge_by_heap(word: str, ranks: dict[str, int], made: dict[str, str]) -> str:
-    """The same for words of any length in n log n steps: the pairs wait in a heap."""
+    """The same for words of any length in n log n steps."""
     symbols, end = list(word), len(word)
     before, after = list(range(-1, end - 1)), list(range(1, end + 1))
     pairs = enumerate(map(add, word, word[1:]))
@@ -321,13 +318,6 @@ def tokenizer_json(
 
 
 # %%
-def split_at(text: str, names: Iterable[str]) -> list[str]:
-    """`text` in parts, so that each of `names` in it is a part of its own."""
-    longest_first = sorted(names, key=len, reverse=True)
-    return regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
-
-
-# %%
 def pattern_of(spec: dict) -> str:
     """The pattern of a byte-level BPE `tokenizer.json`; ValueError if it is another."""
     if not isinstance(spec, dict) or "model" not in spec:
@@ -359,7 +349,6 @@ def pattern_of(spec: dict) -> str:
 
 # %%
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def write_json(content: object, path: Path) -> None:
@@ -377,7 +366,6 @@ def open_json(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
-# %%
 def write_config(config: dict, special_tokens: list[str], folder: Path) -> None:
     """Write what stands beside a tokenizer's model: roles, chat template."""
     roles = {key: value for key, value in config.items() if key in ROLES}
@@ -391,13 +379,13 @@ def write_config(config: dict, special_tokens: list[str], folder: Path) -> None:
 
 def read_config(folder: Path) -> dict:
     """What the files beside a tokenizer's model say: roles, chat template."""
-    config, roles, template = (folder / name for name in FILES)
-    found = open_json(roles) if roles.exists() else {}
-    found = {key: value for key, value in found.items() if key in ROLES}
-    if config.exists():
-        found |= open_json(config)
-    if template.exists():
-        found["chat_template"] = template.read_text("utf-8")
+    found = {}
+    if (path := folder / "special_tokens_map.json").exists():
+        found = {k: v for k, v in open_json(path).items() if k in ROLES}
+    if (path := folder / "tokenizer_config.json").exists():
+        found |= open_json(path)
+    if (path := folder / "chat_template.jinja").exists():
+        found["chat_template"] = path.read_text("utf-8")
     return found
 
 
@@ -462,6 +450,12 @@ class BaseTokenizer:
         self.save_model(Path(folder))
         config = self.config | {"chat_template": self.chat_template}
         write_config(config, list(self.special_tokens), Path(folder))
+
+
+def split_at(text: str, names: Iterable[str]) -> list[str]:
+    """`text` in parts, so that each of `names` in it is a part of its own."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
 
 
 # %%

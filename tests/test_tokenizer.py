@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
+import sys
+import tempfile
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -216,6 +219,23 @@ def test_a_huge_text_is_counted_as_many_small_ones():
     assert count_pieces([text]) == count_pieces(["one two, three 4\n"] * 70_000)
 
 
+def test_bars_show_when_asked_and_the_environment_hides_them(tmp_path):
+    """TQDM_DISABLE is read when tqdm is imported, hence a process of its own."""
+    program = (
+        "from minillm.tokenizer import train_bpe, write_tokens\n"
+        "t = train_bpe(['the cat the cat'] * 3, 270, progress={0})\n"
+        f"write_tokens(['the cat'], t, {str(tmp_path / 'x')!r}, progress={{0}})\n"
+    )
+    for progress, hidden in ((True, "0"), (True, "1"), (False, "0")):
+        run = subprocess.run(
+            [sys.executable, "-c", program.format(progress)],
+            env=os.environ | {"TQDM_DISABLE": hidden.replace("0", "")},
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        shown = [name in run.stderr for name in ("pieces", "merges", "tokens:")]
+        assert shown == [progress and hidden == "0"] * 3
+
+
 def test_memory_does_not_grow_with_the_corpus():
     def peak(rounds):
         texts = (text for _ in range(rounds) for text in base)
@@ -257,6 +277,26 @@ def test_decode_undoes_encode_on_any_valid_unicode(tokenizer, text):
             tokenizer.encode(text)
     else:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_characters_of_all_planes_come_back(tokenizer, rust):
+    """Lossless everywhere, equal where the tables agree: plane 0, a ninth of 1-16."""
+    codes = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 9)]
+    points = [chr(code) for code in codes]
+    assert 0 < len(DISPUTED) < 30_000
+    for at in range(0, len(points), 5000):
+        some = points[at : at + 5000]
+        text = " ".join(some)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        text = " ".join(point for point in some if point not in DISPUTED)
+        assert tokenizer.encode(text) == rust.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", ["=" * 200_000, "ab" * 50_000, "小猫" * 20_000])
+def test_a_line_that_is_one_huge_piece_is_encoded_at_once(tokenizer, rust, text):
+    ids = tokenizer.encode(text)
+    assert ids == rust.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == text
 
 
 @fuzz
@@ -420,11 +460,19 @@ def test_fingerprint_follows_what_fixes_the_ids(tokenizer):
 def check_same_ids(ours, rust, examples=300):
     rust.encode_special_tokens = True
 
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save_pretrained(folder)  # and back to the library that wrote it
+        back = RustTokenizer.from_file(f"{folder}/tokenizer.json")
+        again = load_tokenizer(folder)
+    back.encode_special_tokens = True
+    assert isinstance(again, Tokenizer) and again.fingerprint() == ours.fingerprint()
+
     @settings(fuzz, max_examples=examples)
     @given(TEXT)
     def check(text):
         ids = ours.encode(text)
         assert ids == rust.encode(text, add_special_tokens=False).ids
+        assert ids == back.encode(text, add_special_tokens=False).ids
         assert ours.decode(ids) == text
 
     check()
@@ -460,6 +508,47 @@ def test_a_file_with_merges_in_any_order_gives_the_same_ids(tokenizer):
     spec = json.loads(json.dumps(tokenizer.spec))
     random.Random(0).shuffle(spec["model"]["merges"])
     check_same_ids(Tokenizer(spec), RustTokenizer.from_str(json.dumps(spec)))
+
+
+def test_our_file_becomes_a_tiktoken_encoding_with_the_same_ids(tokenizer):
+    tiktoken = pytest.importorskip("tiktoken", reason="tiktoken is not installed")
+    special = tokenizer.special_tokens
+    ordinary = set(range(tokenizer.vocab_size)) - set(special.values())
+    ranks = {tokenizer.id_to_bytes(id): id for id in ordinary}
+    theirs = tiktoken.Encoding(
+        "ours", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
+
+    @fuzz
+    @given(TEXT)
+    def check(text):
+        assert theirs.encode_ordinary(text) == tokenizer.encode(text)
+        parsed = tokenizer.encode(text, allowed_special=special)
+        assert theirs.encode(text, allowed_special="all") == parsed
+        assert theirs.decode(parsed) == tokenizer.decode(parsed)
+
+    check()
+
+
+def test_a_chinese_and_a_bilingual_tokenizer():
+    """On the same stories: fair prices in both languages, and in neither one lost."""
+    full, chinese = World("full"), World("chinese")
+    stories = {
+        language: [full.story(f"test {i}", language=language).text for i in range(40)]
+        for language in ("en", "zh")
+    }
+
+    def cost(tokenizer, language):
+        found = tokenizer.encode_batch(stories[language])
+        assert list(map(tokenizer.decode, found)) == stories[language]
+        return sum(map(len, found))
+
+    zh = train_bpe([chinese.sample(seed).text for seed in range(500)], 896)
+    both = train_bpe([full.sample(seed).text for seed in range(1000)], 1792)
+    en = train_bpe(world_texts(500), 896)
+    assert cost(en, "zh") > 3 * cost(zh, "zh")
+    assert cost(both, "zh") < cost(zh, "zh") and cost(both, "en") < cost(en, "en")
+    assert 0.5 < cost(both, "zh") / cost(both, "en") < 1.5
 
 
 def test_merges_written_as_strings_are_read(tokenizer):
