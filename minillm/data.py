@@ -33,18 +33,17 @@ __all__ = [
     "write_atomic",
     "remove",
     "write_jsonl",
-    "answers",
     "open_public",
-    "sha256_of",
-    "fetch_rows",
-    "go_on",
-    "save_place",
     "add_rows",
+    "save_place",
+    "sha256_of",
+    "go_on",
+    "fetch_rows",
     "summarize",
-    "diversity",
     "NearDuplicates",
     "deduplicate",
     "held_out",
+    "diversity",
     "entropy",
     "compress",
     "bits_per_byte",
@@ -64,7 +63,6 @@ import re
 import shutil
 import statistics
 import sys
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -399,25 +397,7 @@ def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
 
 
 # %%
-HUB = "https://huggingface.co"  # or the mirror that HF_ENDPOINT names
-
-
-def answers(address: str, seconds: float = 4.0) -> bool:
-    """Whether a server answers at all, found out in a few seconds."""
-    heard = []
-
-    def ask():
-        with suppress(OSError, ValueError):
-            try:
-                urlopen(Request(address, method="HEAD"), timeout=seconds).close()
-            except HTTPError:
-                pass  # it refuses, so it is there
-            heard.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)  # looking up a name may hang
-    thread.start()
-    thread.join(seconds)
-    return bool(heard)
+HUB = "https://huggingface.co"  # HF_ENDPOINT may name a mirror of it
 
 
 def open_public(name: str):
@@ -426,18 +406,18 @@ def open_public(name: str):
     `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several.
     """
     place, _, file = name.partition(":")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    reason = "HF_HUB_OFFLINE is set" if offline else ""
-    if not offline and not answers(server := os.environ.get("HF_ENDPOINT", HUB)):
-        reason = f"{server} does not answer"
-    if not reason:
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        with suppress(HTTPError):  # it refuses this, so it is there
+            server = Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
+            urlopen(server, timeout=4).close()
         from datasets import load_dataset  # slow to import, and seldom needed
 
-        try:
-            files = file or None
-            return load_dataset(place, data_files=files, split="train", streaming=True)
-        except (OSError, ValueError) as error:
-            reason = type(error).__name__
+        files = file or None
+        return load_dataset(place, data_files=files, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:80]
     target = Path(file or place).stem + ".jsonl"
     raise ValueError(
         f"{name}: no such file, and no such public set within reach ({reason}); "
@@ -446,78 +426,8 @@ def open_public(name: str):
 
 
 # %%
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fetch_rows(name: str) -> Iterator[dict]:
-    """Yield the rows of a public set: from the cache, or while they are fetched.
-
-    The cache is the folder `MINILLM_CACHE`, or `~/.cache/minillm`. An interrupted
-    fetch goes on where it stopped; a file that is not whole is fetched again.
-    """
-    place = name.partition(":")[0]
-    if place.count("/") != 1 or suffix_of(place) in FORMATS:
-        raise FileNotFoundError(f"{name}: no such file or folder")
-    folder = Path(os.environ.get("MINILLM_CACHE") or Path.home() / ".cache/minillm")
-    path = folder / (re.sub(r"[^\w.-]+", "--", name) + ".jsonl")
-    about = path.with_suffix(".about")
-    if path.exists():
-        if about.exists() and json.loads(about.read_text())["sha256"] == sha256_of(
-            path
-        ):
-            yield from read_jsonl(path)
-            return
-        print(f"{path} is not as it was fetched: again", file=sys.stderr)
-        path.unlink()
-    yield from go_on(name, path.with_suffix(".part"))
-    with write_atomic(about) as temporary:
-        facts = {"name": name, "sha256": sha256_of(path.with_suffix(".part"))}
-        temporary.write_text(json.dumps(facts))
-    path.with_suffix(".part").replace(path)
-    remove(path.with_suffix(".state"))
-
-
-def go_on(name: str, part: Path) -> Iterator[dict]:
-    """Yield the rows that are in the file `part`, then fetch and add the others."""
-    from filelock import FileLock, Timeout
-
-    note, state = part.with_suffix(".state"), {"bytes": 0, "where": None}
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(part.with_suffix(".lock")).acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{name} is being fetched by another process") from None
-    with lock, open(part, "ab") as file:
-        if note.exists():
-            state = json.loads(note.read_text())
-        file.truncate(state["bytes"])  # the last row may have been cut
-        if state["bytes"]:
-            yield from read_jsonl(part)
-        try:
-            for number, row in enumerate(add_rows(open_public(name), file, state), 1):
-                yield row
-                if number % 1000 == 0:  # even if the machine is switched off now
-                    save_place(note, file, state)
-        finally:
-            save_place(note, file, state)
-
-
-def save_place(note: Path, file: BinaryIO, state: dict) -> None:
-    """Note how far a fetch has come, once the file holds all of that."""
-    file.flush()
-    with write_atomic(note) as temporary:
-        temporary.write_text(json.dumps(state))
-
-
-# %%
 def add_rows(rows, file: BinaryIO, state: dict) -> Iterator[dict]:
-    """Write the rows that `state` says are still to come, and yield each.
-
-    `state["where"]` is what `datasets` needs to find its place in the stream again.
-    """
+    """Write the rows that `state` says are still to come, and yield each."""
     if state["where"]:
         rows.load_state_dict(state["where"])
     stream = iter(rows)
@@ -535,6 +445,75 @@ def add_rows(rows, file: BinaryIO, state: dict) -> Iterator[dict]:
         file.write(line.encode("utf-8") + b"\n")
         state.update(bytes=file.tell(), where=rows.state_dict())
         yield row
+
+
+def save_place(note: Path, file: BinaryIO, state: dict) -> None:
+    """Note how far a fetch has come, once the file holds all of that."""
+    file.flush()
+    with write_atomic(note) as temporary:
+        temporary.write_text(json.dumps(state))
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# %%
+def go_on(name: str, part: Path, connect: Callable) -> Iterator[dict]:
+    """Yield the rows that are in the file `part`, then fetch and add the others."""
+    from filelock import FileLock, Timeout
+
+    note, state = part.with_suffix(".state"), {"bytes": 0, "where": None}
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(part.with_suffix(".lock")).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{name} is being fetched by another process") from None
+    with lock, open(part, "ab") as file:
+        if note.exists():
+            state = json.loads(note.read_text())
+        file.truncate(state["bytes"])  # the last row may have been cut
+        if state["bytes"]:
+            yield from read_jsonl(part)
+        try:
+            for number, row in enumerate(add_rows(connect(name), file, state), 1):
+                yield row
+                if number % 1000 == 0:  # even if the machine is switched off now
+                    save_place(note, file, state)
+        finally:
+            save_place(note, file, state)
+
+
+# %%
+def fetch_rows(
+    name: str, folder: str | Path | None = None, connect: Callable | None = None
+) -> Iterator[dict]:
+    """Yield the rows of a public set: from the cache, or while they are fetched.
+
+    The cache is `folder`, or else `MINILLM_CACHE`, or else `~/.cache/minillm`;
+    `connect` opens a set by its name, as `open_public` does.
+    """
+    place = name.partition(":")[0]
+    if place.count("/") != 1 or suffix_of(place) in FORMATS:
+        raise FileNotFoundError(f"{name}: no such file or folder")
+    folder = folder or os.environ.get("MINILLM_CACHE") or Path.home() / ".cache/minillm"
+    path = Path(folder) / (re.sub(r"[^\w.-]+", "--", name) + ".jsonl")
+    part, about = path.with_suffix(".part"), path.with_suffix(".about")
+    if path.exists():
+        if about.exists() and json.loads(about.read_text())["sha256"] == sha256_of(
+            path
+        ):
+            yield from read_jsonl(path)
+            return
+        print(f"{path} is not as it was fetched: again", file=sys.stderr)
+        path.unlink()
+    yield from go_on(name, part, connect or open_public)
+    with write_atomic(about) as temporary:
+        temporary.write_text(json.dumps({"name": name, "sha256": sha256_of(part)}))
+    part.replace(path)
+    remove(part.with_suffix(".state"))
 
 
 # %%
@@ -570,34 +549,12 @@ def summarize(texts: Iterable[str]) -> dict:
     }
 
 
-def diversity(texts: list[str]) -> dict[str, float]:
-    """How varied a batch of texts is: 1 is as varied as can be, 0 says one thing only.
-
-    The share of distinct texts and of distinct runs of 1, 2 and 3 words; and the bytes
-    after zlib for each byte before.
-    """
-    if not texts:
-        raise ValueError("there are no texts to compare")
-    found = {"texts": len(set(texts)) / len(texts)}
-    for width in (1, 2, 3):
-        runs = [
-            tuple(words[i : i + width])
-            for words in map(WORD.findall, texts)
-            for i in range(len(words) - width + 1)
-        ]
-        found[f"runs of {width}"] = len(set(runs)) / max(1, len(runs))
-    data = "\n".join(texts).encode("utf-8")
-    return found | {"packed": len(zlib.compress(data)) / max(1, len(data))}
-
-
 # %%
 class NearDuplicates:
     """Finds texts that are nearly the same as an earlier one, among very many.
 
-    A text is the set of its runs of three words; how alike two are is the size of the
-    intersection over that of the union (Jaccard). MinHash estimates it from 128 numbers
-    a text, and hashing by bands finds the candidates (Broder 1997; the library is
-    `datasketch`). Example: `NearDuplicates(0.8).find(text)`.
+    Two texts are as alike as their sets of runs of three words overlap. MinHash
+    estimates this from 128 numbers a text (Broder 1997; the library is `datasketch`).
     """
 
     def __init__(self, likeness: float = 0.8):
@@ -625,6 +582,7 @@ class NearDuplicates:
         return None
 
 
+# %%
 def deduplicate(texts: Iterable[str], likeness: float | None = None) -> Iterator[str]:
     """Yield every text the first time it comes; of each, only a digest is kept.
 
@@ -646,6 +604,27 @@ def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:
     """
     digest = hashlib.blake2b((salt + text).encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+# %%
+def diversity(texts: list[str]) -> dict[str, float]:
+    """How varied a batch of texts is: 1 is as varied as can be, 0 says one thing only.
+
+    The share of distinct texts and of distinct runs of 1, 2 and 3 words; and the bytes
+    after zlib for each byte before.
+    """
+    if not texts:
+        raise ValueError("there are no texts to compare")
+    found = {"texts": len(set(texts)) / len(texts)}
+    for width in (1, 2, 3):
+        runs = [
+            tuple(words[i : i + width])
+            for words in map(WORD.findall, texts)
+            for i in range(len(words) - width + 1)
+        ]
+        found[f"runs of {width}"] = len(set(runs)) / max(1, len(runs))
+    data = "\n".join(texts).encode("utf-8")
+    return found | {"packed": len(zlib.compress(data)) / max(1, len(data))}
 
 
 # %%

@@ -1,0 +1,100 @@
+"""Little World in figures: floors, packers, speed and what the checker notices.
+
+    python benchmarks/world.py            # all dials; writes benchmarks/world.json
+    python benchmarks/world.py small      # one
+
+Times are CPU seconds of one core: they say how the dials compare, on any one machine.
+"""
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from littleworld import World
+from littleworld.corpus import figures
+from littleworld.lexicon import load
+from littleworld.mutations import MUTATIONS
+
+STORE = Path(__file__).with_suffix(".json")
+
+
+def measure(dial, documents=4000, scored=400):
+    """Everything about one dial."""
+    found = figures(dial, documents)
+    count, size, bits = map(sum, zip(*found["kinds"].values(), strict=True))
+    world = World(dial)
+    seconds, samples = cpu(lambda: [world.sample(f"speed/{i}") for i in range(2000)])
+    scoring, _ = cpu(lambda: [world.score(each.text) for each in samples[:scored]])
+    return {
+        "documents": count,
+        "bytes_per_document": round(size / count, 1),
+        "bits_per_document": round(bits / count, 2),
+        "floor": round(bits / size, 4),
+        "kinds": {
+            kind: {"share": n / count, "bytes": s / n, "bits": b / n, "floor": b / s}
+            for kind, (n, s, b) in sorted(found["kinds"].items())
+        },
+        "packed": {name: round(value, 4) for name, value in found["packed"].items()},
+        "documents_per_second": round(len(samples) / seconds),
+        "milliseconds_to_score": round(1000 * scoring / scored, 2),
+        "caught": {each.__name__: caught(world, each) for each in MUTATIONS},
+    }
+
+
+def cpu(function):
+    """CPU seconds that a call takes, and its result."""
+    begin = time.process_time()
+    result = function()
+    return time.process_time() - begin, result
+
+
+def caught(world, mutation, wanted=200):
+    """The share of spoilt documents that the checker does not call right."""
+    rng, right, total = random.Random(0), 0, 0
+    for seed in range(4000):
+        document = world.sample(f"mutate/{seed}")
+        text = mutation(world, document, rng)
+        if text is not None and text != document.text:
+            total += 1
+            right += world.check(text).right
+        if total == wanted:
+            break
+    return 1 - right / total if total else None
+
+
+def show(results):
+    """The tables, in Markdown."""
+    print("| dial | bytes | bits | floor | documents/s | ms to score |", end=" ")
+    names = list(next(iter(results.values()))["packed"])
+    print(" | ".join(names) + " |\n" + "|--" * (6 + len(names)) + "|")
+    for dial, found in results.items():
+        speed = found["documents_per_second"], found["milliseconds_to_score"]
+        means = found["bytes_per_document"], found["bits_per_document"], found["floor"]
+        cells = [dial, *means, *speed, *found["packed"].values()]
+        print("| " + " | ".join(map(str, cells)) + " |")
+    print("\n| floor in bits per byte | " + " | ".join(results) + " |")
+    print("|--" * (len(results) + 1) + "|")
+    for kind in dict.fromkeys(k for found in results.values() for k in found["kinds"]):
+        cells = (found["kinds"].get(kind) for found in results.values())
+        floors = [f"{cell['floor']:.3f}" if cell else "" for cell in cells]
+        print(f"| {kind} | " + " | ".join(floors) + " |")
+    print("\n| caught | " + " | ".join(results) + " |")
+    print("|--" * (len(results) + 1) + "|")
+    for each in MUTATIONS:
+        rates = [found["caught"][each.__name__] for found in results.values()]
+        shown = [f"{rate:.1%}" if rate is not None else "" for rate in rates]
+        print(f"| {each.__name__.replace('_', ' ')} | " + " | ".join(shown) + " |")
+
+
+def main():
+    dials = sys.argv[1:] or list(load("dials.toml"))
+    results = {dial: measure(dial) for dial in dials}
+    show(results)
+    if not sys.argv[1:]:
+        STORE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
