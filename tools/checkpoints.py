@@ -1,6 +1,6 @@
 """Train the two shipped models again, as the command line would, into checkpoints/.
 
-    python tools/checkpoints.py            both, about 12 minutes of two cores
+    python tools/checkpoints.py            both, about 15 minutes of two cores
     python tools/checkpoints.py --fast     the recipes of the chapters, about 7 minutes
 
 The base model is pretrained for longer than chapter 09 has time for, the chat model is
@@ -17,8 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("runs/checkpoints")
 LONG = {
+    "data": ["--conversations", "24000"],
     "pretrain": ["--max_steps", "8000", "--eval_steps", "1000", "--save_steps", "1000"],
-    "sft": ["--max_steps", "1200", "--eval_steps", "400"],
+    "sft": ["--max_steps", "2400", "--eval_steps", "800"],
 }
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     extra = {} if "--fast" in sys.argv else LONG
     data, words = WORK / "data", WORK / "tokenizer"
     if not (data / "about.json").exists():
-        minillm("data", "make", "--output", data)
+        minillm("data", "make", "--output", data, *extra.get("data", []))
     if not (words / "tokenizer.json").exists():
         train = data / "train.jsonl"
         minillm("tokenizer", "train", "--data", train, "--output", words)
