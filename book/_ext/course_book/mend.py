@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
-# (what, by what): a button's label must hold the words that are seen in it.
+# (what, by what): a button's label must hold the words that are seen in it, and a
+# button without words needs a label.
 LABELS = [
     (r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"', r"\1"),
     (r'(<i class="theme-switch[^>]*?) +title="[^"]*"', r'\1 aria-hidden="true"'),
+    (r'<summary>(?=<span class="toctree-toggle")', '<summary aria-label="pages below">'),
 ]
 SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.S)
 
