@@ -9,6 +9,7 @@ __all__ = [
     "COMMANDS",
     "DEFAULTS",
     "HELP",
+    "DISK_ERRORS",
     "MENDS",
     "find_object",
     "say",
@@ -31,6 +32,7 @@ __all__ = [
     "Checker",
     "pretrain",
     "check_device",
+    "new_model",
     "open_validation",
     "finish",
     "Judge",
@@ -39,7 +41,6 @@ __all__ = [
     "beside",
     "generate_text",
     "chat",
-    "ask",
     "check_python",
     "check_room",
     "total_memory",
@@ -53,6 +54,7 @@ __all__ = [
     "split_command",
     "commands_of",
     "check_settings_file",
+    "plainly",
     "run_command",
     "overview",
     "asks_for_overview",
@@ -67,6 +69,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -84,6 +87,7 @@ from typing import Any
 from minillm.data import (
     compress,
     deduplicate,
+    diversity,
     files_in,
     held_out,
     read_texts,
@@ -126,7 +130,12 @@ def naming(path: str | Path, mend: str) -> Iterator[None]:
     except Exception as error:
         if not (is_expected(error) or isinstance(error, KeyError | TypeError)):
             raise
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            error.filename = error.filename or str(path)
+            raise  # its mend is another one
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        if code := re.search(r"os error (\d+)", reason):  # told by a library in Rust
+            mend = DISK_ERRORS.get(int(code[1]), mend)
         where = "" if str(path) in reason else f"{path}: "
         raise ValueError(f"{where}{reason}; {mend}") from error
 
@@ -162,7 +171,11 @@ def make_data(
             f"{short[0]}={given[short[0]]} makes nothing; ask for 1 or more"
         )
     say(f"{generator} writes to {output} ...")
-    function(output, **given)
+    try:
+        function(output, **given)
+    except OSError as error:
+        error.filename = error.filename or str(output)  # a full disk names no file
+        raise
     for path in files_in(output):
         say(f"{path}  {path.stat().st_size / 1e3:,.0f} kB")
     say("next: minillm tokenizer train")
@@ -170,7 +183,11 @@ def make_data(
 
 # %%
 def inspect_data(
-    source: str, column: str = "text", skip: bool = False, other: str | None = None
+    source: str,
+    column: str = "text",
+    skip: bool = False,
+    other: str | None = None,
+    near: float | None = None,
 ):
     """Say what is in a corpus: lengths, words, repeats, how far it compresses.
 
@@ -179,12 +196,18 @@ def inspect_data(
         column: the column that holds the text
         skip: count bad rows instead of stopping at the first
         other: a second corpus, such as the validation file: how many texts are in both
+        near: count texts that are at least so like an earlier one, such as 0.8
     """
     texts = list(read_texts(source, column, skip))
     for name, value in summarize(texts).items():
         say(
             f"{name:16} {value if isinstance(value, (int, float)) else ' '.join(value)}"
         )
+    for name, value in diversity(texts).items():
+        say(f"{'distinct ' + name:16} {value:.3f}")
+    if near:
+        left_out = len(texts) - sum(1 for _ in deduplicate(texts, near))
+        say(f"{'near duplicates':16} {left_out}, alike by {near} or more")
     for name, bits in compress(texts).items():
         say(f"{name:16} {bits:.3f} bits per byte")
     if other:
@@ -206,6 +229,7 @@ def convert_data(
     column: str = "text",
     skip: bool = False,
     distinct: bool = False,
+    near: float | None = None,
     limit: int | None = None,
 ):
     """Read texts in any format and write them as JSONL.
@@ -216,6 +240,7 @@ def convert_data(
         column: the column that holds the text
         skip: count bad rows instead of stopping at the first
         distinct: leave out texts that came before
+        near: leave out texts that are so like one that came before, such as 0.8
         limit: stop after this many texts
     """
     from itertools import islice
@@ -223,7 +248,7 @@ def convert_data(
     from tqdm import tqdm
 
     texts = islice(read_texts(source, column, skip), limit)
-    texts = deduplicate(texts) if distinct else texts
+    texts = deduplicate(texts, near) if distinct or near else texts
     rows = ({"text": text} for text in tqdm(texts, unit=" texts", disable=None))
     say(f"{target}: {write_jsonl(rows, target)} texts")
 
@@ -371,17 +396,19 @@ def model_config(preset: str, tokenizer, context: int):
     """The shape that `preset` names, with this vocabulary and room for this context."""
     from minillm.transformer import ModelConfig
 
-    longest = ModelConfig.from_preset(preset).max_position_embeddings
-    return ModelConfig.from_preset(
-        preset,
-        vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=max(longest, context),
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    with naming(preset, "mend the file, or name a preset such as tiny"):
+        longest = ModelConfig.from_preset(preset).max_position_embeddings
+        return ModelConfig.from_preset(
+            preset,
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=max(longest, context),
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
 
 
+# %%
 def open_model(*folders: str | Path):
     """The first of `folders` that holds a model: (model, tokenizer, that folder)."""
     from minillm.tokenizer import load_tokenizer
@@ -396,6 +423,8 @@ def open_model(*folders: str | Path):
             "`minillm pretrain`, or name its folder with --model"
         )
     with naming(found, "copy or train it again, or name another"):
+        if not any(found.glob("*.safetensors")) and any(found.glob("*.bin")):
+            raise ValueError("holds a pickle (.bin), never loaded; save as safetensors")
         model, tokenizer = Transformer.from_pretrained(found), load_tokenizer(found)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -424,8 +453,9 @@ class Checker:
         ids = generate(model, start, config)[:, 1:].tolist()
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         right = sum(bool(getattr(v, "right", v)) for v in map(self.check, texts))
-        row["eval_right"] = right / self.count
+        row |= {"eval_right": right / self.count, "sample": texts[0]}
         say(f"\nstep {row['step']}: {right} of {self.count} texts are right")
+        say(f"  one of them: {texts[0][:200]}")
 
 
 # %%
@@ -448,24 +478,20 @@ def pretrain(
         validation: JSONL of held-out texts; null takes validation.jsonl beside the data
         checker: module:function that judges a text, such as littleworld:check
     """
-    import torch
-
     from minillm.pretraining import Trainer
-    from minillm.transformer import Transformer
 
     words = open_tokenizer(tokenizer)
     tokens = open_corpus(data_source(data), column, words, config.output_dir)
-    shape = model_config(preset, words, config.context_length)
-    validation = validation or beside(data, "validation.jsonl")
-    judges = [Checker(checker)] if checker else []
-    torch.manual_seed(config.seed)
     check_device(config.device)
-    model = Transformer(shape)
-    about = {"command": f"minillm pretrain --data {data}", "data": data}
-    about |= {"preset": preset}
-    run = Trainer(
-        model, words, config, tokens, open_validation(validation), judges, about
-    )
+    model = new_model(model_config(preset, words, config.context_length), config.seed)
+    validation = open_validation(validation or beside(data, "validation.jsonl"))
+    judges = [Checker(checker)] if checker else []
+    about = {
+        "command": f"minillm pretrain --data {data}",
+        "data": data,
+        "preset": preset,
+    }
+    run = Trainer(model, words, config, tokens, validation, judges, about)
     say(f"{model.num_parameters():,} parameters, {len(tokens):,} documents")
     return finish(run, "minillm sft")
 
@@ -473,8 +499,18 @@ def pretrain(
 # %%
 def check_device(name: str) -> None:
     """Refuse a device that torch does not find here."""
-    if name.split(":")[0] not in ("auto", *devices()):
-        raise ValueError(f"device={name!r} is not here; there are auto, {devices()}")
+    if name.split(":")[0] not in (here := ["auto", *devices()]):
+        raise ValueError(f"device={name!r} is not here; there are: {', '.join(here)}")
+
+
+def new_model(shape, seed: int):
+    """A model of this shape with random weights, the same for the same seed."""
+    import torch
+
+    from minillm.transformer import Transformer
+
+    torch.manual_seed(seed)
+    return Transformer(shape)
 
 
 def open_validation(path: Path | None):
@@ -489,6 +525,9 @@ def open_validation(path: Path | None):
 
 def finish(run, following: str) -> int:
     """Train to the end, or until Ctrl-C; say where the model is and what comes next."""
+    from minillm.run_log import describe_needs, memory_needed
+
+    say(describe_needs(memory_needed(run.model.config, run.config)))
     with naming(run.folder, "name another --output_dir"):
         stopped = run.train()["stopped"]
     if stopped:
@@ -530,7 +569,7 @@ def sft(
     config,
     model: Path = Path("runs/pretrain/final"),
     data: str = "runs/data/sft_train.jsonl",
-    remember: float = 0.3,
+    remember: float = 0.2,
     judge: str | None = None,
 ):
     """Teach a trained model to answer: fine-tune it on conversations.
@@ -563,6 +602,7 @@ def sft(
     return finish(run, "minillm chat")
 
 
+# %%
 def with_documents(talks, data: str, tokenizer, share: float, folder: str | Path):
     """Conversations, mixed with `share` times as many of the base model's documents."""
     from itertools import islice
@@ -572,6 +612,8 @@ def with_documents(talks, data: str, tokenizer, share: float, folder: str | Path
     from minillm.tokenizer import write_tokens
 
     texts, count = beside(data, "train.jsonl"), round(share * len(talks))
+    if share < 0:
+        raise ValueError(f"remember={share} must be 0 or more")
     if not (texts and count):
         return talks
     path = Path(folder) / "old_documents.npy"
@@ -611,40 +653,32 @@ def generate_text(config, model: Path | None = None, prompt: str = "", count: in
 
 
 # %%
-def chat(config, model: Path | None = None, system: str | None = None):
-    """Talk with a model: /reset forgets, /quit leaves.
+def chat(
+    config,
+    model: Path | None = None,
+    system: str | None = None,
+    base: Path = Path("runs/pretrain/final"),
+):
+    """Talk with a model: /help lists the commands, /quit leaves.
 
     Args:
         model: the model's folder; null takes what you tuned, else the shipped one
         system: a first message that says how to behave
+        base: the model that /base changes to; if it is not there, the shipped one
     """
-    from minillm.chat import Chat
+    from minillm.chat import Chat, converse
 
     folders = [model] if model else ["runs/sft/final", "checkpoints/littleworld-chat"]
     net, words, folder = open_model(*folders)
-    say(f"({folder}; /reset forgets, /quit leaves)")
-    talk = Chat(net, words, system, config)
-    for line in ask():
-        if line == "/reset":
-            talk.reset()
-        elif line:
-            try:
-                for piece in talk.stream(line):
-                    say(piece, end="")
-                say()
-            except ValueError as error:
-                say(f"({error}; /reset starts afresh)")
+    say(f"({folder}; /help lists the commands, /quit leaves)")
 
+    def other() -> Chat:
+        plain, its_words, place = open_model(base, "checkpoints/littleworld-base")
+        its_words.chat_template = its_words.chat_template or words.chat_template
+        say(f"({place})")
+        return Chat(plain, its_words, system, config)
 
-def ask() -> Iterable[str]:
-    """Lines that are typed, or piped in, up to /quit or the end of the input."""
-    while True:
-        if sys.stdin.isatty():
-            say("> ", end="")
-        line = sys.stdin.readline()
-        if not line or line.strip() in ("/quit", "/exit"):
-            return
-        yield line.strip()
+    converse(Chat(net, words, system, config), other)
 
 
 # %%
@@ -825,7 +859,7 @@ DEFAULTS = {  # where a command's settings differ from its dataclass
         "max_steps": 800,
         "per_device_train_batch_size": 8,
         "context_length": 256,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "warmup_steps": 20,
         "weight_decay": 0.05,
     },
@@ -872,12 +906,23 @@ def commands_of(group: str) -> list[str]:
     return [name for name in COMMANDS if name.split()[0] == group]
 
 
+# %%
 def check_settings_file(path: str, name: str) -> None:
     """A file for --config must be there, and hold one JSON object."""
     command = f"minillm {name} --print_config"
     with naming(need(path, command), f"write it as `{command}` prints it"):
         if not isinstance(json.loads(Path(path).read_text(encoding="utf-8")), dict):
             raise ValueError("not a JSON object")
+
+
+def plainly(error: ArgumentError) -> str:
+    """A parser's complaint about a value, as `--max_steps=many is not int`."""
+    found = re.match(r'Parser key "(\w+)":.*value: (\S+)', str(error), re.DOTALL)
+    if not found:
+        return str(error)
+    kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>", str(error).split("Given")[0]))
+    wanted = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+    return f"--{found[1]}={found[2]} is not {wanted or 'of the right type'}"
 
 
 def run_command(name: str, options: list[str]) -> int:
@@ -888,7 +933,7 @@ def run_command(name: str, options: list[str]) -> int:
     try:
         values = make_parser(name).parse_args(options).as_dict()
     except ArgumentError as error:
-        raise ValueError(f"{error}; see `minillm {name} --help`") from error
+        raise ValueError(f"{plainly(error)}; see `minillm {name} --help`") from error
     values.pop("config")
     if config:
         kind = find_object(config)
@@ -913,13 +958,15 @@ def overview(names: Iterable[str]) -> str:
 
 
 # %%
-MENDS = {
-    errno.ENOENT: "check the name",
-    errno.ENOTDIR: "a part of this path is a file",
-    errno.EISDIR: "this is a folder, where a file belongs",
+DISK_ERRORS = {
     errno.EACCES: "choose a folder of your own, or change its permissions",
     errno.EROFS: "choose a folder on a disk that can be written to",
     errno.ENOSPC: "free some space, or choose another disk",
+}
+MENDS = DISK_ERRORS | {
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EISDIR: "this is a folder, where a file belongs",
 }
 
 

@@ -17,9 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from minillm import command_line
-from minillm.command_line import COMMANDS, main
-from minillm.data import read_jsonl
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import errors  # noqa: E402
+
+from minillm import command_line  # noqa: E402
+from minillm.command_line import COMMANDS, main  # noqa: E402
+from minillm.data import read_jsonl  # noqa: E402
 
 SHAPE = {
     "vocab_size": 300,
@@ -53,6 +57,11 @@ def run(line, stdin="", folder=None):
 def chain(tmp_path_factory):
     """A folder in which every stage has run, on tiny settings; and what each said."""
     folder = tmp_path_factory.mktemp("chain")
+    return folder, make_chain(folder)
+
+
+def make_chain(folder):
+    """Run every stage in `folder`; what each of them said."""
     (folder / "shape.json").write_text(json.dumps(SHAPE))
     said = {}
     for line in [
@@ -64,7 +73,7 @@ def chain(tmp_path_factory):
         code, out, err = run(line, folder=folder)
         assert code == 0, (line, err)
         said[line.split()[0]] = out
-    return folder, said
+    return said
 
 
 def test_the_chain_leaves_what_the_contract_names(chain):
@@ -302,13 +311,23 @@ def test_doctor_names_a_wrong_device_and_a_mend(monkeypatch):
 # ---------------------------------------------------------------- bad input
 
 MODEL = "runs/pretrain/final"
+SECTIONS = {  # the first of each: book/error_messages.md, by tools/errors.py
+    "no command": "The command and its options",
+    "data missing": "Texts and conversations",
+    "vocabulary under 256": "Tokenizers",
+    "token file missing": "Files of tokens",
+    "model missing": "Models",
+    "prompt too long": "Settings that do not fit",
+    "preset truncated": "Presets, and runs that went on before",
+}
 BROKEN = {
     # name: (how to break a copy of the chain's folder, command, what the line says)
     "no command": (None, "trane", ["no command 'trane'", "pretrain", "doctor"]),
     "half a command": (None, "data", ["no command 'data'", "data make"]),
     "unknown option": (None, "pretrain --max_step_s 3", ["--max_step_s"]),
     "abbreviation": (None, "pretrain --lr 1e-5", ["--lr"]),
-    "wrong type": (None, "pretrain --max_steps many", ["max_steps", "int", "many"]),
+    "wrong type": (None, "pretrain --max_steps many", ["--max_steps=many is not int"]),
+    "wrong type of two": (None, "generate --seed x", ["--seed=x is not int or null"]),
     "out of range": (None, "pretrain --max_steps 0", ["max_steps=0", "at least 1"]),
     "no such preset": (None, "pretrain --preset huge", ["'huge'", "tiny", "myllm"]),
     "no such generator": (None, "data make --generator no:way", ["'no:way'"]),
@@ -332,6 +351,16 @@ BROKEN = {
         "pretrain --data empty.jsonl --output_dir runs/new",
         ["empty.jsonl", "holds nothing to read"],
     ),
+    "corpus of blanks": (
+        lambda f: (f / "blank.txt").write_text("\n\n"),
+        "tokenizer train --data blank.txt",
+        ["blank.txt", "holds nothing to read"],
+    ),
+    "folder empty": (
+        lambda f: (f / "texts").mkdir(),
+        "tokenizer train --data texts",
+        ["texts", "no file ending in .jsonl"],
+    ),
     "data truncated": (
         lambda f: (f / "cut.jsonl").write_text('{"text": "good"}\n{"text": "cu'),
         "tokenizer train --data cut.jsonl",
@@ -352,6 +381,16 @@ BROKEN = {
         "data inspect x.docx",
         ["x.docx", "unknown format", ".jsonl"],
     ),
+    "Parquet truncated": (
+        lambda f: (f / "cut.parquet").write_bytes(b"PAR1 and no more"),
+        "data inspect cut.parquet",
+        ["cut.parquet", "not a whole Parquet file"],
+    ),
+    "another column": (
+        lambda f: (f / "x.csv").write_text("story,age\nOnce,7\n"),
+        "tokenizer train --data x.csv",
+        ["x.csv, line 2", "no column 'text'", "story, age"],
+    ),
     "data without text": (
         None,
         "tokenizer train --data runs/data/sft_train.jsonl",
@@ -361,6 +400,23 @@ BROKEN = {
         None,
         "sft --data runs/data/train.jsonl --output_dir runs/new",
         ["train.jsonl, line 1", "conversations"],
+    ),
+    "conversations empty": (
+        lambda f: (f / "none.jsonl").write_text(""),
+        "sft --data none.jsonl --output_dir runs/new",
+        ["none.jsonl", "holds nothing to read"],
+    ),
+    "conversation without an answer": (
+        lambda f: (f / "x.jsonl").write_text(
+            '{"conversations": [{"role": "user", "content": "Hello"}]}'
+        ),
+        "sft --data x.jsonl --output_dir runs/new",
+        ["x.jsonl, line 1", "no answer"],
+    ),
+    "share of documents below 0": (
+        None,
+        "sft --remember -1 --output_dir runs/new",
+        ["remember=-1", "0 or more"],
     ),
     "public set offline": (None, "data inspect no/set", ["no/set", "network"]),
     "vocabulary under 256": (
@@ -383,6 +439,11 @@ BROKEN = {
         "tokenizer inspect",
         ["runs/tokenizer", "minillm tokenizer train"],
     ),
+    "tokenizer not UTF-8": (
+        lambda f: (f / "runs/tokenizer/tokenizer.json").write_bytes(b'{"\xe9": 1}'),
+        "tokenizer inspect",
+        ["runs/tokenizer/tokenizer.json", "utf-8", "minillm tokenizer train"],
+    ),
     "another tokenizer": (
         lambda f: run("tokenizer train --vocab_size 280", folder=f),
         f"pretrain {TRAIN}",
@@ -393,6 +454,16 @@ BROKEN = {
         lambda f: (f / "bad.npy").write_bytes(b"\x93NUMPY"),
         "pretrain --data bad.npy --output_dir runs/new",
         ["bad.npy"],
+    ),
+    "token file truncated": (
+        lambda f: halve(f / "runs/pretrain/tokens.npy"),
+        f"pretrain {TRAIN}",
+        ["runs/pretrain/tokens.npy", "name a file"],
+    ),
+    "token file of another tokenizer": (
+        lambda f: run("tokenizer train --vocab_size 280 --output other", folder=f),
+        "pretrain --data runs/pretrain/tokens.npy --tokenizer other --output_dir new",
+        ["tokens.npy", "another tokenizer"],
     ),
     "validation missing": (
         None,
@@ -424,7 +495,32 @@ BROKEN = {
             f / MODEL / "pytorch_model.bin"
         ),
         "generate",
-        [MODEL],
+        [MODEL, "pickle", "safetensors"],
+    ),
+    "model foreign": (
+        lambda f: (f / MODEL / "model.safetensors").write_bytes(b"a photo" * 9),
+        "generate",
+        [MODEL, "header", "name another"],
+    ),
+    "model of another family": (
+        lambda f: edit(f / MODEL / "config.json", model_type="gpt2"),
+        "generate",
+        [MODEL, "model_type='gpt2'", "llama, qwen3"],
+    ),
+    "model without tokenizer": (
+        lambda f: (f / MODEL / "tokenizer.json").unlink(),
+        "generate",
+        [MODEL, "no tokenizer.json"],
+    ),
+    "model that never learned to chat": (
+        None,
+        "chat --model " + MODEL,
+        ["no chat template"],
+    ),
+    "a layer too few": (
+        lambda f: edit(f / MODEL / "config.json", num_hidden_layers=2),
+        "generate",
+        [MODEL, "layers.1", "missing"],
     ),
     "config of another shape": (
         lambda f: edit(f / MODEL / "config.json", hidden_size=64, head_dim=32),
@@ -477,12 +573,31 @@ BROKEN = {
         "data make --documents 10 --conversations 5 --output way/data",
         ["way"],
     ),
+    "preset truncated": (
+        lambda f: halve(f / "shape.json"),
+        f"pretrain {TRAIN} --output_dir runs/new",
+        ["shape.json", "mend the file"],
+    ),
+    "checkpoint of another shape": (
+        lambda f: edit(f / "shape.json", hidden_size=64),
+        f"pretrain {TRAIN}",
+        ["checkpoint-000020", "hidden_size was 32, is 64", "--output_dir"],
+    ),
+    "checkpoint without weights": (
+        lambda f: (f / "runs/pretrain/checkpoint-000020/model.safetensors").unlink(),
+        f"pretrain {TRAIN}",
+        ["runs/pretrain", "none of the 1 checkpoints is whole", "--output_dir"],
+    ),
     "checkpoint damaged": (
         lambda f: halve(f / "runs/pretrain/checkpoint-000020/trainer_state.json"),
         f"pretrain {TRAIN}",
         ["runs/pretrain", "output_dir"],
     ),
 }
+
+
+ERROR_PAGE = Path(errors.PAGE)
+PINNED = sys.version_info[:2] == (3, 11)  # other versions word a few faults anew
 
 
 def halve(path):
@@ -507,34 +622,74 @@ def test_bad_input_is_one_line_and_exit_code_2(name, chain, tmp_path):
     assert "Traceback" not in err
     for part in parts:
         assert part in last, (part, last)
+    listed = errors.numberless(ERROR_PAGE.read_text(encoding="utf-8"))
+    row = f"| {name} | {errors.code(errors.shown(line))} | {errors.code(last[9:])} |"
+    if PINNED:
+        assert errors.numberless(row) in listed, "python tools/errors.py"
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    import minillm.data
-
-    (tmp_path / "x.txt").write_text("text")
-
-    @contextlib.contextmanager
-    def full(path, mode="rb"):
-        if mode == "wb":
-            reason = os.strerror(errno.ENOSPC)
-            raise OSError(errno.ENOSPC, reason, str(path))
-        with open(path, mode) as file:
-            yield file
-
-    monkeypatch.setattr(minillm.data, "open_bytes", full)
-    code, _, err = run("data convert x.txt y.jsonl", folder=tmp_path)
-    assert code == 2 and "free some space" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.txt"]
+SMALL = "tokenizer train --vocab_size 300 --output"
+WRITERS = {
+    "data make": "data make --documents 300 --conversations 40 --output locked/data",
+    "data convert": "data convert {chain}/runs/data/train.jsonl locked/x.jsonl",
+    "tokenizer": SMALL + " locked/words --data {chain}/runs/data/train.jsonl",
+    "tokens": "pretrain --data {chain}/runs/data/train.jsonl --tokenizer "
+    "{chain}/runs/tokenizer --output_dir locked/run --max_steps 1",
+    "checkpoint": "pretrain --data {chain}/runs/pretrain/tokens.npy --max_steps 1 "
+    "--preset {chain}/shape.json --tokenizer {chain}/runs/tokenizer "
+    f"--context_length 96 {FAST} --output_dir locked/run",
+}
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
-)
-def test_a_read_only_folder_is_told(chain, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    line = f"data convert {chain[0]}/runs/data/train.jsonl locked/y.jsonl"
-    code, _, err = run(line, folder=tmp_path)
+ALL_OF_THEM = """
+import contextlib, io, json, shutil, sys, traceback
+from pathlib import Path
+from minillm.command_line import main
+for line in json.loads(sys.argv[1]):
+    heard = io.StringIO()
+    with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main(line)
+        except Exception:
+            code = traceback.format_exc()
+    last = heard.getvalue().strip().splitlines()[-1:]
+    print(json.dumps([code, *last]))
+    for path in Path("locked").glob("*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+"""
+ISOLATED = ["unshare", "--user", "--map-root-user", "--mount"]
+MOUNTS = shutil.which("unshare") and not subprocess.run([*ISOLATED, "true"]).returncode
+
+
+@pytest.mark.skipif(not MOUNTS, reason="needs Linux and leave to mount a disk")
+@pytest.mark.parametrize("options", ["size=8k", "size=64k", "ro"])
+def test_a_full_or_read_only_disk_is_told(options, chain, tmp_path):
+    """Every stage that writes, where ./locked is a disk of its own."""
+    (tmp_path / "locked").mkdir()
+    lines = [line.format(chain=chain[0]).split() for line in WRITERS.values()]
+    script = f'mount -t tmpfs -o {options} none locked && exec "$@"'
+    work = [sys.executable, "-c", ALL_OF_THEM, json.dumps(lines)]
+    command = [*ISOLATED, "sh", "-c", script, "-", *work]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    mend = "free some space" if "size" in options else "a disk that can be written"
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for name, (code, *last) in zip(WRITERS, found, strict=True):
+        if options == "size=64k" and code == 0:  # little is written, and fits
+            assert name != "checkpoint"
+            continue
+        assert code == 2, (name, code)
+        assert last[0].startswith("minillm: ") and "locked" in last[0], (name, last)
+        assert mend in last[0], (name, last)
+
+
+def test_a_folder_of_somebody_else_is_told(chain, tmp_path, monkeypatch):
+    """Also as root, who may write anywhere: the refusal is put in its place."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "locked/y.jsonl")
+
+    monkeypatch.setattr("minillm.data.open_bytes", refuse)
+    code, _, err = run("data convert x.txt locked/y.jsonl", folder=chain[0])
     assert code == 2 and "permissions" in err and "locked" in err
 
 

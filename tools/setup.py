@@ -127,7 +127,9 @@ class Progress:
     def hear(self, line: str) -> None:
         self.found += line.startswith(("Collecting ", "Requirement already"))
         if large := re.match(r" *Downloading (\S+?)-(\d\S*?)-.*\((\d{2,}\S*) MB", line):
-            self.say(f"  downloading {large[1]} {large[2]}, {large[3]} MB", "\n")
+            size = float(large[3])
+            if size > 40:
+                print(f"  downloading {large[1]} {large[2]}, {size:.0f} MB", flush=True)
         elif line.startswith("Installing collected"):
             self.installing, self.total = time.time(), line.count(",") + 1
             self.before = self.installed()
