@@ -175,6 +175,18 @@ def test_reply_ends_where_it_says(model, tokenizer):
     assert chat.finish_reason == "stop"
 
 
+def test_an_answer_longer_than_the_context_is_cut_and_the_talk_goes_on(chat):
+    chat.config = replace(GREEDY, max_new_tokens=1000, eos_token_id=())
+    chat.template.__dict__["end_token_id"] = -1  # it never ends
+    chat.reply("Who is Tim?")
+    assert chat.finish_reason == "length" and len(chat.cached) == chat.context
+    assert chat.messages[-1]["role"] == "assistant"
+    wanted = fresh(chat, "And?")
+    chat.config = replace(chat.config, max_new_tokens=4)
+    assert wanted.startswith(chat.reply("And?"))
+    assert chat.forgotten == 2  # the long exchange no longer fits
+
+
 def test_undo(chat):
     chat.reply("Who is Tim?")
     first = chat.reply("And the kite?")

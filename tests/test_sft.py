@@ -1,5 +1,6 @@
 """Chapter 10: ids as in transformers, a mask over answers only, data told apart."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -440,3 +441,36 @@ def test_nothing_typed_changes_what_is_learned(template, tokenizer, texts, typed
         return [number for number, mark in zip(ids, learned, strict=True) if mark]
 
     assert kept(attacked) == kept(messages)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tokenizer, tmp_path):
+    """The relay of chapter 09 holds for conversations: bit by bit."""
+    from minillm.pretraining import Trainer, TrainingConfig
+
+    class Stop:
+        def on_save(self, trainer, folder):
+            raise KeyboardInterrupt
+
+    def run(name, *callbacks):
+        other = [EXCHANGE[0], {"role": "assistant", "content": "I do not know."}]
+        talks = sft.SFTDataset([TWO_TURNS, EXCHANGE, other], tokenizer, 160)
+        config = TrainingConfig(
+            output_dir=str(tmp_path / name),
+            max_steps=6,
+            save_steps=3,
+            eval_steps=0,
+            per_device_train_batch_size=2,
+            context_length=160,
+            precision="float32",
+        )
+        data = sft.Mixture(talks, talks)
+        Trainer(
+            small_model(tokenizer), tokenizer, config, data, None, callbacks
+        ).train()
+        return tmp_path / name / "final/model.safetensors"
+
+    whole = run("whole")
+    with contextlib.suppress(KeyboardInterrupt):
+        run("parts", Stop())
+    assert not (tmp_path / "parts/final").exists()
+    assert run("parts").read_bytes() == whole.read_bytes()
