@@ -23,7 +23,6 @@ __all__ = [
     "pick_device",
     "Team",
     "check_fit",
-    "check_amount",
     "choose_precision",
     "Ahead",
     "draw",
@@ -82,21 +81,16 @@ from minillm.relay import (
     last_checkpoint,
     load_optimizer,
     prune_checkpoints,
-    remove_leftovers,
     save_checkpoint,
 )
 from minillm.run_log import (
     RunLog,
-    check_memory,
     describe_evaluation,
     describe_failure,
     describe_memory,
     gpu_columns,
     is_out_of_memory,
-    log_settings,
-    memory_needed,
-    memory_there,
-    open_wandb,
+    open_log,
     peak_memory,
     write_final,
 )
@@ -577,14 +571,6 @@ def check_fit(model: Transformer, tokenizer, config: TrainingConfig) -> None:
         )
 
 
-def check_amount(dataset, config: TrainingConfig) -> str:
-    """A remark on data that do not fill one row; "" for all others."""
-    tokens, context = int(sum(dataset.lengths)), config.context_length
-    if tokens >= context:
-        return ""
-    return f"all the data is {tokens} tokens, less than one row of {context=}"
-
-
 def choose_precision(model: nn.Module, config: TrainingConfig, team: Team) -> str:
     """What "auto" means here: rank 0 measures, and all do the same."""
     rows, context = config.per_device_train_batch_size, config.context_length
@@ -833,24 +819,10 @@ class WatchedRun(Run):
         if team.rank == 0:
             if found:
                 print(describe_resume(*found, asdict(config)))
-            self.open_log(self.step if found else -1)
+            self.log = open_log(self, self.step if found else -1)
         self.forward = team.wrap(self.model)
         if config.torch_compile:
             self.forward = torch.compile(self.forward)
-
-    def open_log(self, step: int) -> None:
-        """Say what may go wrong, tidy the folder, open the log behind this step."""
-        config, folder, settings = self.config, self.folder, asdict(self.config)
-        needs = memory_needed(self.model.config, config)
-        there = memory_there(self.team.device)
-        remarks = check_memory(needs, there, config), check_amount(self.dataset, config)
-        for remark in filter(None, remarks):
-            print(remark)
-        remove_leftovers(folder)
-        wandb = config.report_to == "wandb"
-        also = [open_wandb(folder, settings)] if wandb else []
-        self.log = RunLog(folder, step, also)
-        log_settings(self.log, settings)
 
     def tell(self, event: str, *arguments: object) -> None:
         """Call the callbacks; what they draw at random does not disturb training."""

@@ -20,6 +20,8 @@ __all__ = [
     "versions",
     "write_model_card",
     "as_cell",
+    "describe_amount",
+    "open_log",
     "describe_failure",
     "describe_evaluation",
     "describe_memory",
@@ -46,6 +48,7 @@ import torch
 
 from minillm.data import write_atomic
 from minillm.optimization import autocast
+from minillm.relay import remove_leftovers
 from minillm.transformer import estimate_memory
 
 
@@ -267,6 +270,35 @@ def as_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+# %%
+def describe_amount(dataset, config) -> str:
+    """A remark on data that do not fill one row; "" for all others."""
+    tokens, context = int(sum(dataset.lengths)), config.context_length
+    if tokens >= context:
+        return ""
+    return f"all the data is {tokens} tokens, less than one row of {context=}"
+
+
+def open_log(run, step: int) -> RunLog:
+    """Warn or refuse, tidy the run's folder, open its log behind this step."""
+    config, folder, settings = run.config, run.folder, asdict(run.config)
+    needs, there = (
+        memory_needed(run.model.config, config),
+        memory_there(run.team.device),
+    )
+    for said in (
+        check_memory(needs, there, config),
+        describe_amount(run.dataset, config),
+    ):
+        if said:
+            print(said)
+    remove_leftovers(folder)
+    wandb = config.report_to == "wandb"
+    log = RunLog(folder, step, [open_wandb(folder, settings)] if wandb else [])
+    log_settings(log, settings)
+    return log
 
 
 # %%

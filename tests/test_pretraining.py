@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import make_model, make_texts, make_trainer, result, token_file, tokenizer
 
-from minillm import pretraining
+from minillm import pretraining, run_log
 from minillm.pretraining import (
     Ahead,
     Batches,
@@ -407,7 +407,7 @@ def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "memory_there", lambda device: 1000)
+    monkeypatch.setattr(run_log, "memory_there", lambda device: 1000)
     with pytest.raises(ValueError, match="only 0 MB are free.*smaller preset"):
         make_trainer(tmp_path).train()
     assert not list(tmp_path.glob("run/checkpoint-*"))
@@ -416,7 +416,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_starts(tmp_path, monkeypat
 def test_a_batch_that_may_not_fit_is_warned_of(tmp_path, monkeypatch, capsys):
     model = make_model()
     monkeypatch.setattr(
-        pretraining, "memory_there", lambda device: 17 * model.num_parameters()
+        run_log, "memory_there", lambda device: 17 * model.num_parameters()
     )
     make_trainer(tmp_path, model=model, max_steps=1).train()
     said = capsys.readouterr().out
