@@ -1,7 +1,7 @@
 """Little World in figures: floors, packers, speed and what the checker notices.
 
-    python benchmarks/world.py            # all dials; writes benchmarks/world.json
-    python benchmarks/world.py small      # one
+    python benchmarks/world.py            # all dials; keeps benchmarks/world.json
+    python benchmarks/world.py small big  # these, and the others as they were
 
 Times are CPU seconds of one core: they say how the dials compare, on any one machine.
 """
@@ -33,7 +33,12 @@ def measure(dial, documents=4000, scored=400):
         "bits_per_document": round(bits / count, 2),
         "floor": round(bits / size, 4),
         "kinds": {
-            kind: {"share": n / count, "bytes": s / n, "bits": b / n, "floor": b / s}
+            kind: {
+                "share": round(n / count, 3),
+                "bytes": round(s / n, 1),
+                "bits": round(b / n, 2),
+                "floor": round(b / s, 4),
+            }
             for kind, (n, s, b) in sorted(found["kinds"].items())
         },
         "packed": {name: round(value, 4) for name, value in found["packed"].items()},
@@ -61,7 +66,7 @@ def caught(world, mutation, wanted=200):
             right += world.check(text).right
         if total == wanted:
             break
-    return 1 - right / total if total else None
+    return round(1 - right / total, 4) if total else None
 
 
 def show(results):
@@ -89,11 +94,12 @@ def show(results):
 
 
 def main():
-    dials = sys.argv[1:] or list(load("dials.toml"))
-    results = {dial: measure(dial) for dial in dials}
-    show(results)
-    if not sys.argv[1:]:
-        STORE.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    dials = list(load("dials.toml"))
+    found = json.loads(STORE.read_text()) if STORE.exists() else {}
+    found |= {dial: measure(dial) for dial in sys.argv[1:] or dials}
+    found = {dial: found[dial] for dial in dials if dial in found}
+    show(found)
+    STORE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
