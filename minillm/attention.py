@@ -15,6 +15,7 @@ __all__ = [
     "padding_mask",
     "document_mask",
     "KVCache",
+    "head_size",
     "Attention",
 ]
 
@@ -49,6 +50,7 @@ SCALING_KEYS = {  # what rope_scaling must hold, besides rope_type
 }
 
 
+# %%
 def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
     """Slow RoPE down for contexts longer than those of the first training.
 
@@ -234,6 +236,25 @@ class KVCache:
 
 
 # %%
+def head_size(
+    hidden_size: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int | None,
+) -> int:
+    """D, by default hidden_size / num_attention_heads; ValueError if that can't be."""
+    if min(num_attention_heads, num_key_value_heads) < 1:
+        raise ValueError(f"{num_attention_heads=}, {num_key_value_heads=}: too few")
+    if num_attention_heads % num_key_value_heads:
+        raise ValueError(
+            f"{num_attention_heads=} is no multiple of {num_key_value_heads=}"
+        )
+    if head_dim is None and hidden_size % num_attention_heads:
+        raise ValueError(f"{hidden_size=} is no multiple of {num_attention_heads=}")
+    return head_dim or hidden_size // num_attention_heads
+
+
+# %%
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads, as in Llama and Qwen3.
 
@@ -254,20 +275,11 @@ class Attention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if num_key_value_heads is None:
-            num_key_value_heads = num_attention_heads
-        if min(num_attention_heads, num_key_value_heads) < 1:
-            raise ValueError(f"{num_attention_heads=}, {num_key_value_heads=}: too few")
-        if num_attention_heads % num_key_value_heads:
-            raise ValueError(
-                f"{num_attention_heads=} is no multiple of {num_key_value_heads=}"
-            )
-        if head_dim is None and hidden_size % num_attention_heads:
-            raise ValueError(f"{hidden_size=} is no multiple of {num_attention_heads=}")
-        self.head_dim = head_dim or hidden_size // num_attention_heads
+        H, G = num_attention_heads, num_key_value_heads
+        G = H if G is None else G
+        self.head_dim = head_size(hidden_size, H, G, head_dim)
         self.dropout = dropout
-        width = num_attention_heads * self.head_dim
-        key_width = num_key_value_heads * self.head_dim
+        width, key_width = H * self.head_dim, G * self.head_dim
         self.q_proj = nn.Linear(hidden_size, width, bias=bias)
         self.k_proj = nn.Linear(hidden_size, key_width, bias=bias)
         self.v_proj = nn.Linear(hidden_size, key_width, bias=bias)

@@ -170,6 +170,7 @@ def filter_logits(
     return keep_min_p(logits, config.min_p) if config.min_p > 0 else logits
 
 
+# %%
 def sample(
     logits: torch.Tensor,
     config: GenerationConfig,
@@ -193,10 +194,7 @@ def joined(*parts: nn.Linear) -> torch.Tensor:
 
 # %%
 class DecodeStep:
-    """`model(new, cache=cache)[:, -1]` for one new token a row, in few operations.
-
-    Holds a copy of the weights, and what they were when it was made (`weights_now`).
-    """
+    """`model(new, cache=cache)[:, -1]` for one token a row, from joined weights."""
 
     def __init__(self, model: Transformer):
         self.made_from, self.config = weights_now(model), model.config
@@ -336,7 +334,7 @@ def decode_steps(
     attention_mask: torch.Tensor | None,
     cache: list[KVCache],
 ) -> Iterator[torch.Tensor]:
-    """The loop of `next_tokens`, which switches gradients off around it."""
+    """The loop of `next_tokens`, without its switch for gradients."""
     limit = room(model, input_ids, config.max_new_tokens)
     start = min(cache[0].length, input_ids.shape[1] - 1)
     for layer in cache:
@@ -348,11 +346,10 @@ def decode_steps(
     for made in range(limit):
         if made == 1 and padding.none:
             step = decode_step(model)
-        if step is None:
-            mask, positions = padding.last(new.shape[1])
-            logits = model(new, mask, positions, cache, logits_to_keep=1)[:, -1]
-        else:
+        if step:
             logits = step(new, cache)  # (B, V)
+        else:
+            logits = model(new, *padding.last(new.shape[1]), cache, 1)[:, -1]
         chosen = sample(logits, config, previous, generator)  # (B,)
         yield chosen
         new = chosen[:, None]  # (B, 1)
@@ -360,11 +357,11 @@ def decode_steps(
         if config.repetition_penalty != 1.0:
             previous = torch.cat([previous, new], 1)
     if limit < config.max_new_tokens:
-        context = model.config.max_position_embeddings
-        text = f"stopped after {limit} new tokens: the context of {context} is full"
-        warnings.warn(text, ContextFull, stacklevel=2)
+        full = f"the context of {model.config.max_position_embeddings} is full"
+        warnings.warn(f"stopped after {limit} new tokens: {full}", ContextFull, 2)
 
 
+# %%
 def next_tokens(
     model: Transformer,
     input_ids: torch.Tensor,
@@ -398,6 +395,7 @@ def pad_token(model: Transformer, config: GenerationConfig) -> int:
     return next((token for token in own if token is not None), 0)
 
 
+# %%
 def generate(
     model: Transformer,
     input_ids: torch.Tensor,

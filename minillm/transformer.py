@@ -322,6 +322,7 @@ def read_weights(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
     return weights
 
 
+# %%
 def match_weights(
     model: Transformer, found: dict[str, Tensor], source: str | Path
 ) -> dict[str, Tensor]:
