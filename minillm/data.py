@@ -17,9 +17,9 @@ __all__ = [
     "parse_row",
     "keep_good",
     "read_jsonl",
-    "read_documents",
     "last_break",
     "parse_text",
+    "read_documents",
     "read_csv",
     "parse_csv",
     "read_parquet",
@@ -91,8 +91,7 @@ def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM.
 
-    Of a line longer than `MAX_LINE` only the beginning is kept, for `parse_row` to
-    refuse; so memory stays small even if somebody hands us a disk image.
+    Of a line over `MAX_LINE` only the beginning is kept, for `parse_row` to refuse.
     """
     with open_bytes(path) as file:
         for number in count(1):
@@ -176,11 +175,23 @@ def read_jsonl(path: str | Path, skip: bool = False) -> Iterator[dict]:
 
 # %%
 END_OF_TEXT = b"<|endoftext|>"
-
-
 PIECE = 1_000_000  # bytes of a long document that are handed on at a time
 
 
+def last_break(data: bytes) -> int:
+    """Where to cut: after the last line or word, or at least between characters."""
+    if end := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
+        return end
+    begun = (back for back in (1, 2, 3) if data[-back] >= 0xC0)  # a character begins
+    return len(data) - next(begun, 0)
+
+
+def parse_text(raw: bytes) -> dict:
+    """One document of a `.txt` file -> the row that a JSONL file would have."""
+    return {"text": decode(raw)}
+
+
+# %%
 def read_documents(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """First line numbers and documents of a `.txt` file, divided by `<|endoftext|>`.
 
@@ -201,19 +212,6 @@ def read_documents(path: str | Path) -> Iterator[tuple[int, bytes]]:
                 number += text.count(b"\n")
                 if text := text.replace(b"\r\n", b"\n").strip(b"\n"):
                     yield first, text
-
-
-def last_break(data: bytes) -> int:
-    """Where to cut: after the last line or word, or at least between characters."""
-    if end := data.rfind(b"\n") + 1 or data.rfind(b" ") + 1:
-        return end
-    begun = (back for back in (1, 2, 3) if data[-back] >= 0xC0)  # a character begins
-    return len(data) - next(begun, 0)
-
-
-def parse_text(raw: bytes) -> dict:
-    """One document of a `.txt` file -> the row that a JSONL file would have."""
-    return {"text": decode(raw)}
 
 
 # %%
@@ -376,6 +374,7 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         remove(aside)
 
 
+# %%
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
@@ -384,7 +383,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# %%
 def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
     """Write one JSON object a line, in UTF-8 and atomically; return how many."""
     written = 0
