@@ -1,0 +1,144 @@
+"""The first hour on other machines: Colab, set-up, the device check's neighbours."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import build  # noqa: E402
+import check  # noqa: E402
+import setup  # noqa: E402
+
+OURS = ("minillm", "__editable__", "_minillm", "littleworld")
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory):
+    """A machine like Colab's: PyTorch is there, the course is not; and its address.
+
+    Its packages are links to those of this environment, without the course. pip is the
+    real one; it has no index and builds with what is there, so it can fetch nothing.
+    """
+    folder = tmp_path_factory.mktemp("colab")
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")],
+        check=True,
+    )
+    packages = folder / "packages"
+    packages.mkdir()
+    for entry in Path(torch.__file__).parent.parent.iterdir():
+        if not entry.name.startswith(OURS):
+            (packages / entry.name).symlink_to(entry)
+    (packages / "google").mkdir(exist_ok=True)
+    (packages / "google/colab.py").write_text("")
+    (site,) = folder.glob("venv/lib/python*/site-packages")
+    (site / "packages.pth").write_text(str(packages))
+    (site / "sitecustomize.py").write_text("import google.colab")
+    course = str(folder / "course.git")
+    clone = ["git", "clone", "--quiet", "--bare", str(ROOT), course]
+    subprocess.run(clone, check=True)
+    return folder, course
+
+
+def first_cell(stem: str) -> str:
+    cells = build.read(stem)["cells"]
+    return next("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+def in_colab(
+    colab, place: Path, code: str, typed: str = "", **environment: str
+) -> dict:
+    """Run code there, in `place`, as a notebook's cells; what it printed as JSON."""
+    folder, _ = colab
+    kept = {k: v for k, v in os.environ.items() if k in ("HOME", "PATH", "LANG")}
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_CONFIG_FILE": "",
+    }
+    done = subprocess.run(
+        [str(folder / "venv/bin/python"), "-c", code], cwd=place, input=typed,
+        env=kept | offline | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+WHAT_IS_THERE = """
+import json, os, torch, minillm.tokenizer, littleworld
+from littleworld import World
+assert World("nano").sample(0).text
+found = dict(torch=[torch.__version__, torch.__file__], cwd=os.getcwd())
+found |= dict(minillm=minillm.tokenizer.__file__, world=littleworld.__file__)
+print(json.dumps(found))
+"""
+
+
+def test_there_is_one_set_up_cell():
+    assert len({first_cell(stem) for stem in build.stems()}) == 1
+
+
+def test_colab_fetches_the_course_and_leaves_torch_alone(colab, tmp_path):
+    """First in a new machine, then after its kernel was restarted, which is quick."""
+    code = first_cell("03_attention") + WHAT_IS_THERE
+    before = {p: p.stat().st_mtime_ns for p in (colab[0] / "packages").iterdir()}
+    found = in_colab(colab, tmp_path, code, MINILLM_REPOSITORY=colab[1])
+    clone = tmp_path / "minillm-course"
+    assert Path(found["cwd"]) == clone
+    assert Path(found["minillm"]) == clone / "minillm/tokenizer.py"
+    assert Path(found["world"]) == clone / "data/littleworld/__init__.py"
+    assert found["torch"][0] == torch.__version__
+    assert Path(found["torch"][1]).parent == colab[0] / "packages/torch"
+    after = {p: p.stat().st_mtime_ns for p in (colab[0] / "packages").iterdir()}
+    assert after == before  # pip put nothing new among the packages, nor removed one
+    (site,) = colab[0].glob("venv/lib/python*/site-packages")
+    assert [path.name for path in site.glob("minillm-*.dist-info")]
+    start = time.time()
+    again = in_colab(colab, tmp_path, code)  # no address: nothing is fetched again
+    assert again == found and time.time() - start < 60
+
+
+def test_colab_asks_for_the_address(colab, tmp_path):
+    """In a fresh machine with no address given, one is typed."""
+    stub = "import subprocess as s, sys\nreal = s.run\n"
+    stub += "s.run = lambda c, **k: real(c, **k) if c[0] == 'git' else None\n"
+    code = stub + first_cell("03_attention") + WHAT_IS_THERE
+    found = in_colab(colab, tmp_path, code, typed=colab[1] + "\n")
+    assert Path(found["cwd"]) == tmp_path / "minillm-course"
+
+
+def test_the_time_left_of_the_set_up_starts_from_experience():
+    """A slow first package does not promise an hour; later, what was seen counts."""
+    usual = setup.seconds_left(0, 200, 0, 0.25)
+    assert usual == pytest.approx(50)
+    assert setup.seconds_left(1, 200, 10, 0.25) < 3 * usual
+    assert setup.seconds_left(150, 200, 300, 0.25) == pytest.approx(85.4, abs=1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_every_check_is_in_one_lane(number):
+    light = [stem for stem in build.stems() if stem not in check.TRAINING]
+    lanes = check.lanes(light, number)
+    assert len(lanes) == number
+    parts = [part for lane in lanes for c in lane for part in c.parts]
+    assert sorted(parts) == sorted([*light, "tests", "book", "style", "format"])
+    loads = [sum(check.cost(p) for c in lane for p in c.parts) for lane in lanes]
+    assert number == 4 or max(loads) < 1.1 * min(loads)
+    files = [w for lane in lanes for c in lane for w in c.command if ".ipynb" in w]
+    assert files == [f"notebooks/{Path(name).name}" for name in files]
+
+
+def test_a_check_that_fails_is_shown_and_counted(capsys):
+    bad = check.Check("bad", [sys.executable, "-c", "print('why'); exit(3)"], ["bad"])
+    good = check.Check("good", [sys.executable, "-c", "print('1 passed')"], ["good"])
+    found = check.run([[[good], [bad]]])
+    said = capsys.readouterr().out
+    assert [c.code for c in sorted(found, key=lambda c: c.name)] == [3, 0]
+    assert "FAILED" in said and "why" in said and "1 passed" in said
