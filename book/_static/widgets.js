@@ -2,7 +2,8 @@
 (function () {
   const base = document.currentScript.src.replace(/\/[^/]*$/, "/vendor/widgets");
   window.__jupyter_widgets_assets_path__ = base + "/";
-  window.requirejs.config({ paths: { "@jupyter-widgets/html-manager/dist": base } });
+  const html = "@jupyter-widgets/html-manager/dist";
+  window.requirejs.config({ paths: { [html]: base, "@jupyter-widgets": base } });
   /* Labels of widgets call MathJax the way of its version 2; pass the call on. */
   window.addEventListener("load", () => {
     if (!window.MathJax || window.MathJax.Hub) return;

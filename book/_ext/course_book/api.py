@@ -14,10 +14,10 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from .chapters import ROOT, STEMS, module, number
+from .chapters import APPENDICES, ROOT, STEMS, module, number
 
 FOLDER = ROOT / "book/api"
-WORLD = "littleworld"
+WORLD, WORLD_CHAPTER = "littleworld", "01_data"
 LONG = 60  # characters; the value of a longer constant is not shown
 
 
@@ -122,10 +122,11 @@ def module_page(name: str) -> str:
 def world_page() -> str:
     loaded = importlib.import_module(WORLD)
     text = heading(WORLD) + f".. automodule:: {WORLD}\n   :no-members:\n\n"
-    text += "The corpus is introduced in :doc:`/notebooks/01_data`.\n\n"
+    text += f"Met first in :doc:`/notebooks/{WORLD_CHAPTER}`.\n\n"
     for name in names_of(WORLD):
         kind = "class" if inspect.isclass(getattr(loaded, name)) else "function"
         text += f".. auto{kind}:: {WORLD}.{name}\n"
+        text += "   :members:\n\n" if kind == "class" else "\n"
     return text
 
 
@@ -133,16 +134,12 @@ def index_page() -> str:
     text = heading("API") + (
         "What the chapters export, from its docstrings. The letters in shapes "
         "are those of the :doc:`notation page </book/notation>`.\n\n"
-        ".. list-table::\n   :header-rows: 1\n\n"
-        "   * - module\n     - what it is for\n     - built in\n"
     )
-    for name, stem in chapter_of().items():
-        about = to_rst(first_sentence(f"minillm.{name}"))
-        text += f"   * - :doc:`minillm.{name} <{name}>`\n     - {about}\n"
-        text += f"     - :doc:`/notebooks/{stem}`\n"
-    about = to_rst(first_sentence(WORLD))
-    text += f"   * - :doc:`{WORLD} <{WORLD}>`\n     - {about}\n"
-    return text + "     - :doc:`/notebooks/01_data`\n"
+    pages = {f"minillm.{name}": (name, stem) for name, stem in chapter_of().items()}
+    for full, (page, stem) in {**pages, WORLD: (WORLD, WORLD_CHAPTER)}.items():
+        about = to_rst(first_sentence(full)).rstrip(".")
+        text += f":doc:`{full} <{page}>`\n   {about}. :doc:`/notebooks/{stem}`\n\n"
+    return text
 
 
 def write_pages(app):
@@ -170,12 +167,13 @@ class ChapterLinks(SphinxPostTransform):
             stem = chapter_of().get(owner.removeprefix("minillm."))
             if not stem or "." in name or signature.parent["objtype"] == "data":
                 continue
+            kind = "appendix" if stem in APPENDICES else "chapter"
             page = self.app.builder.get_relative_uri(
                 self.env.docname, f"notebooks/{stem}"
             )
             signature += nodes.reference(
                 "",
-                f"in chapter {number(stem)}",
+                f"in {kind} {number(stem)}",
                 internal=True,
                 refuri=f"{page}#def-{name}",
                 classes=["in-chapter", "no-preview"],

@@ -4,11 +4,15 @@ import re
 from pathlib import Path
 
 # (what, by what): a button's label must hold the words that are seen in it, and a
-# button without words needs a label.
+# button without words needs a label; a role that is no longer used is replaced.
 LABELS = [
     (r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"', r"\1"),
     (r'(<i class="theme-switch[^>]*?) +title="[^"]*"', r'\1 aria-hidden="true"'),
-    (r'<summary>(?=<span class="toctree-toggle")', '<summary aria-label="pages below">'),
+    (r'role="doc-biblioentry"', 'role="listitem"'),
+    (
+        r'<summary>(?=<span class="toctree-toggle")',
+        '<summary aria-label="pages below">',
+    ),
 ]
 SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.S)
 
