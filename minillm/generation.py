@@ -346,10 +346,8 @@ def decode_steps(
     for made in range(limit):
         if made == 1 and padding.none:
             step = decode_step(model)
-        if step:
-            logits = step(new, cache)  # (B, V)
-        else:
-            logits = model(new, *padding.last(new.shape[1]), cache, 1)[:, -1]
+        spots = padding.last(new.shape[1])
+        logits = step(new, cache) if step else model(new, *spots, cache, 1)[:, -1]
         chosen = sample(logits, config, previous, generator)  # (B,)
         yield chosen
         new = chosen[:, None]  # (B, 1)
