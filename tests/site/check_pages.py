@@ -37,8 +37,11 @@ REACHED = """() => {
     .filter(e => !e.disabled && e.matches("a[href], button, input, select, summary"))
     .map(e => e.outerHTML.slice(0, 120));
 }"""
-CLICKABLE = """() => [...document.querySelectorAll(".cell_output *")]
-    .filter(e => e.onclick && e.tabIndex < 0).map(e => e.outerHTML.slice(0, 120))"""
+CLICKABLE = """() => [...document.querySelectorAll(".cell_output *")].filter(e => {
+  for (let p = e; p; p = p.parentElement)  // a box with arrow keys serves its words
+    if (p.tabIndex >= 0 && (p === e || p.onkeydown)) return false;
+  return e.onclick;
+}).map(e => e.outerHTML.slice(0, 120))"""
 WIDE = """() => {
   const root = document.documentElement, width = root.clientWidth;
   if (root.scrollWidth <= width) return [];
