@@ -313,20 +313,34 @@ def data_source(data: str) -> str:
 
 
 # %%
-def encode_text(text: str, tokenizer: Path = Path("runs/tokenizer")):
-    """Show a text as tokens: how it is cut, and the numbers.
+def encode_text(
+    text: str,
+    tokenizer: Path = Path("runs/tokenizer"),
+    output: Path | None = None,
+    column: str = "text",
+):
+    """Show a text as tokens: how it is cut, and the numbers. Or encode a corpus.
 
     Args:
-        text: what to encode
+        text: what to encode; with --output a file, a folder or a public set
         tokenizer: a tokenizer's folder or file
+        output: write the corpus here as one array of numbers, in a .npy file
+        column: the column that holds the text
     """
+    from minillm.tokenizer import write_tokens
+
     words = open_tokenizer(tokenizer)
+    if output:
+        facts = write_tokens(read_texts(text, column), words, output)
+        say(f"{output}: {facts['tokens']} tokens, {facts['documents']} documents")
+        return
     ids = words.encode(text)
     say(" ".join(str(number) for number in ids))
     say("|".join(words.decode([number]) for number in ids))
     say(f"{len(ids)} tokens, {len(text.encode())} bytes")
 
 
+# %%
 def inspect_tokenizer(tokenizer: Path = Path("runs/tokenizer"), last: int = 20):
     """Say what a tokenizer holds: size, special tokens, last merges.
 
@@ -436,10 +450,11 @@ def open_model(*folders: str | Path):
 
 # %%
 class Checker:
-    """A callback: writes stories during training and has a function judge them."""
+    """A callback: shows samples during training, judged if a function is named."""
 
-    def __init__(self, name: str, count: int = 20):
-        self.check, self.count = find_object(name), count
+    def __init__(self, name: str | None = None, count: int = 20):
+        self.check = find_object(name) if name else None
+        self.count = count if name else 1
 
     def on_evaluate(self, trainer, row: dict) -> None:
         import torch
@@ -452,10 +467,12 @@ class Checker:
         start = torch.full((self.count, 1), begin, device=device)
         ids = generate(model, start, config)[:, 1:].tolist()
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
-        right = sum(bool(getattr(v, "right", v)) for v in map(self.check, texts))
-        row |= {"eval_right": right / self.count, "sample": texts[0]}
-        say(f"\nstep {row['step']}: {right} of {self.count} texts are right")
-        say(f"  one of them: {texts[0][:200]}")
+        row["sample"] = texts[0]
+        say(f"\nstep {row['step']}, a sample: {texts[0][:200]}")
+        if self.check:
+            right = sum(bool(getattr(v, "right", v)) for v in map(self.check, texts))
+            row["eval_right"] = right / self.count
+            say(f"{right} of {self.count} texts are right")
 
 
 # %%
@@ -485,7 +502,7 @@ def pretrain(
     check_device(config.device)
     model = new_model(model_config(preset, words, config.context_length), config.seed)
     validation = open_validation(validation or beside(data, "validation.jsonl"))
-    judges = [Checker(checker)] if checker else []
+    judges = [Checker(checker)]
     about = {
         "command": f"minillm pretrain --data {data}",
         "data": data,

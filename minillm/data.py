@@ -365,7 +365,8 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
             target.rename(aside)
         temporary.replace(target)
     except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk names no file
+        if error.errno and not error.filename:  # a full disk names no file
+            error.filename = str(target)
         raise
     finally:
         if aside.exists() and not target.exists():

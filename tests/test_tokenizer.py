@@ -23,6 +23,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer
 
 import minillm.tokenizer as module
+from minillm.command_line import main
 from minillm.tokenizer import (
     GPT2_PATTERN,
     LETTERS,
@@ -705,3 +706,17 @@ def test_the_view_in_the_browser_gives_the_same_ids():
 def test_the_module_holds_its_final_names():
     names = {"train_bpe", "Tokenizer", "load_tokenizer", "write_tokens"}
     assert names | {"PATTERN", "SPECIAL_TOKENS"} <= set(module.__all__)
+
+
+def test_the_command_line_encodes_a_corpus(tokenizer, folder, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for name, text in (("a.txt", "the cat 猫"), ("b.txt", "two")):
+        (tmp_path / "texts" / name).write_text(text, encoding="utf-8")
+    line = ["tokenizer", "encode", str(tmp_path / "texts"), "--tokenizer", str(folder)]
+    output = ["--output", str(tmp_path / "ids.npy")]
+    assert main([*line, *output]) == 0 and "2 documents" in capsys.readouterr().out
+    ids = np.load(tmp_path / "ids.npy").tolist()
+    first, second = tokenizer.encode("the cat 猫"), tokenizer.encode("two")
+    assert ids == [0, *first, 0, *second, 0]
+    line[2] = str(tmp_path / "gone")
+    assert main([*line, *output]) == 2 and "gone: no such" in capsys.readouterr().err
