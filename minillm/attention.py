@@ -132,7 +132,6 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) ->
     return (scores + mask).softmax(-1)
 
 
-# %%
 def attend_products(
     query: Tensor,
     key: Tensor,
@@ -189,7 +188,6 @@ def padding_mask(attention_mask: Tensor, num_queries: int | None = None) -> Tens
     return visible & causal_mask(T, S, attention_mask.device)
 
 
-# %%
 def document_mask(document_ids: Tensor) -> Tensor:
     """Causal mask of rows that hold several documents each.
 
