@@ -29,9 +29,7 @@ SITE = ROOT / "book/_build/html"
 PICTURES = ROOT / "book/_build/print"
 STYLE = ROOT / "book/print.css"
 TITLE = "minillm: a language model from scratch"
-LEFT_OUT = (
-    ".headerlink, .page-links, button, script, .toggle-button, .saved-to a::before"
-)
+LEFT_OUT = ".headerlink, .page-links, button, script"
 MATHJAX = "_static/vendor/mathjax/tex-mml-chtml.js"
 
 
@@ -79,13 +77,9 @@ def unfold(article: Tag) -> None:
         solution = details.find_parent(class_="tag_hide-cell")
         if summary:
             summary.decompose()
-        label = (
-            "Solution"
-            if solution
-            else ""
-            if "hide" in str(details.get("class"))
-            else text
-        )
+        label = "Solution" if solution else text
+        if "hide" in details.get("class", []) and not solution:
+            label = ""
         if label:
             details.insert(0, new("p", label, **{"class": "folded"}))
         details.name = "div"
@@ -184,9 +178,9 @@ def write_pdf(page: Page, names: list[tuple[str, str]], path: Path) -> None:
     source = PICTURES / "book.html"
     source.write_text(on_paper(names), encoding="utf-8")
     page.goto(source.as_uri(), timeout=300_000)
-    page.wait_for_function("window.MathJax?.startup?.promise", timeout=60_000)
-    page.evaluate("MathJax.startup.promise")
-    page.evaluate("document.fonts.ready")
+    page.wait_for_function("() => Boolean(MathJax.startup)", timeout=60_000)
+    page.evaluate("() => MathJax.startup.promise.then(() => true)")
+    page.evaluate("() => document.fonts.ready.then(() => true)")
     number = "<span class='pageNumber'></span>"
     page.pdf(
         path=path, format="A4", print_background=True, outline=True, tagged=True,
@@ -203,9 +197,10 @@ def formulas(page: Page, articles: dict[str, Tag]) -> None:
     """Write every formula in MathML, which e-readers read without a script."""
     spans = [span for article in articles.values() for span in article.select(".math")]
     texts = [span.get_text().strip() for span in spans]
-    page.goto((SITE / "index.html").as_uri())
-    page.add_script_tag(path=SITE / MATHJAX)
-    page.wait_for_function("window.MathJax?.tex2mml", timeout=60_000)
+    blank = PICTURES / "blank.html"
+    blank.write_text(f"<script src='{(SITE / MATHJAX).as_uri()}'></script>")
+    page.goto(blank.as_uri())
+    page.wait_for_function("() => Boolean(MathJax.tex2mml)", timeout=60_000)
     plain = [re.sub(r"^\\[(\[]|\\[)\]]$", "", text) for text in texts]
     display = [span.name == "div" for span in spans]
     made = page.evaluate(
@@ -315,7 +310,7 @@ def write_zip(path: Path, files: dict[str, str], images: dict[str, Path]) -> Non
         contents |= {f"book/images/{n}": p.read_bytes() for n, p in images.items()}
         for name, content in contents.items():
             entry = zipfile.ZipInfo(name)
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             book.writestr(entry, content)
 
 

@@ -8,7 +8,6 @@ likeliest token taken at every place, so that the same model gives the same answ
 import contextlib
 import io
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -18,30 +17,12 @@ MODEL = "checkpoints/littleworld-chat"
 COMMAND = f"minillm chat --model {MODEL} --do_sample false"
 SAID = [
     "Hello!",
-    "Tell me a story about a fox.",
-    "Who is the friend of {hero}?",
-    "/reset",
     "What does the fox say?",
     "How much is 3 + 4?",
     "Where does the dragon live?",
+    "/reset",
+    "Tell me a story about a fox.",
 ]
-
-
-class Typist:
-    """Stands for the keyboard: types `SAID`, and knows whom the story was about."""
-
-    isatty = staticmethod(lambda: False)
-
-    def __init__(self, heard: io.StringIO):
-        self.heard, self.typed = heard, []
-
-    def readline(self) -> str:
-        if len(self.typed) == len(SAID):
-            return ""
-        named = re.search(r"(?:named|called) (\w+)", self.heard.getvalue())
-        hero = named[1] if named else ""
-        self.typed.append(SAID[len(self.typed)].format(hero=hero))
-        return self.typed[-1] + "\n"
 
 
 def ask() -> list[tuple[str, str]]:
@@ -49,16 +30,16 @@ def ask() -> list[tuple[str, str]]:
     from minillm.command_line import main
 
     heard, before = io.StringIO(), sys.stdin
-    sys.stdin = typist = Typist(heard)
+    sys.stdin = io.StringIO("\n".join(SAID) + "\n")
     try:
         with contextlib.chdir(ROOT), contextlib.redirect_stdout(heard):
             if main(COMMAND.split()[1:]):
                 raise RuntimeError(f"{COMMAND}: {heard.getvalue()}")
     finally:
         sys.stdin = before
-    replies = iter(heard.getvalue().splitlines()[1:])  # the first line names the model
-    turns = typist.typed
-    return [(said, "" if said[0] == "/" else next(replies)) for said in turns]
+    # in brackets, the program tells about itself: which model, what was forgotten
+    replies = iter(x for x in heard.getvalue().splitlines() if x and x[0] != "(")
+    return [(said, "" if said[0] == "/" else next(replies)) for said in SAID]
 
 
 def wrap(text: str, width: int = 72) -> str:
