@@ -7,6 +7,7 @@ Times are CPU seconds of one core: they say how the dials compare, on any one ma
 """
 
 import json
+import math
 import random
 import sys
 import time
@@ -63,7 +64,7 @@ def caught(world, mutation, wanted=200):
         text = mutation(world, document, rng)
         if text is not None and text != document.text:
             total += 1
-            right += world.check(text).right
+            right += world.score(text) < math.inf  # that is what `check` calls right
         if total == wanted:
             break
     return round(1 - right / total, 4) if total else None
