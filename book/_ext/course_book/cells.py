@@ -16,7 +16,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from .chapters import stem_of
 
-LONG = 25  # lines; a longer cell is folded
+LONG, LONG_EXPORTED = 25, 32  # lines; a longer cell is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -68,7 +68,8 @@ def prepare(cell, module: str, after: str) -> None:
         tags.add("remove-cell")
     if exported and module:
         metadata["saved_to"], metadata["defines"] = module, names
-    folds = len(lines) > LONG or (lines and lines[0].startswith("# Set-up"))
+    limit = LONG_EXPORTED if exported else LONG
+    folds = len(lines) > limit or (lines and lines[0].startswith("# Set-up"))
     if folds and "hide-cell" not in tags:
         tags.add("hide-input")
     text = summary(cell, tags, lines, names)
