@@ -211,8 +211,7 @@ def inspect_data(
     for name, bits in compress(texts).items():
         say(f"{name:16} {bits:.3f} bits per byte")
     if other:
-        known = set(texts)
-        both = sum(text in known for text in read_texts(other, column, skip))
+        both = sum(map(set(texts).__contains__, read_texts(other, column, skip)))
         say(f"{'in both':16} {both} texts of {other}")
     say("\nthe first three texts:")
     for text in texts[:3]:
@@ -594,10 +593,8 @@ def sft(
     Args:
         model: folder of the model to start from
         data: JSONL of conversations
-        remember: documents of the train.jsonl beside the data to mix in, for each
-            conversation, so that the model keeps what it knows; 0 for none
-        judge: module:function that judges replies to the sft_test.jsonl beside the
-            data, before and after, such as littleworld:judge
+        remember: texts of train.jsonl to mix in for each conversation; 0 for none
+        judge: module:function that judges replies to sft_test.jsonl, before and after
     """
     from minillm.pretraining import Trainer
     from minillm.sft import SFTDataset, prepare_for_chat, read_conversations
@@ -608,8 +605,8 @@ def sft(
     talks = SFTDataset(rows, words, config.context_length)
     say(str(talks))
     check_device(config.device)
-    about = {"command": f"minillm sft --model {model} --data {data}", "data": data}
-    about |= {"from": str(model), "documents mixed in": remember}
+    about = {"command": f"minillm sft --model {model} --data {data}"}
+    about |= {"data": data, "from": str(model), "documents mixed in": remember}
     dataset = with_documents(talks, data, words, remember, config.output_dir)
     validation = open_validation(beside(data, "validation.jsonl"))
     run = Trainer(base, words, config, dataset, validation, about=about)
