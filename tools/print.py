@@ -30,6 +30,7 @@ PICTURES = ROOT / "book/_build/print"
 STYLE = ROOT / "book/print.css"
 TITLE = "minillm: a language model from scratch"
 LEFT_OUT = ".headerlink, .page-links, button, script"
+COLORED = {"c1", "k", "kn", "kc", "ow", "s1", "s2", "sa", "sd", "si"}
 MATHJAX = "_static/vendor/mathjax/tex-mml-chtml.js"
 
 
@@ -86,6 +87,13 @@ def unfold(article: Tag) -> None:
         details["class"] = "unfolded"
 
 
+def bleach(article: Tag) -> None:
+    """Color only comments, texts and keywords: each span makes the file larger."""
+    for span in article.select(".highlight span"):
+        if not set(span.get("class", [])) & COLORED:
+            span.unwrap()
+
+
 def clean(name: str) -> Tag:
     """A page without what only works on a screen."""
     article = read(name)
@@ -101,6 +109,7 @@ def clean(name: str) -> Tag:
         source = (ROOT / "book/figures/course_map.svg").as_uri()
         drawn.replace_with(new("img", src=source, alt="Map of the course"))
     unfold(article)
+    bleach(article)
     for image in article.select("img[src]"):
         if not image["src"].startswith("file:"):
             image["src"] = ((SITE / name).parent / image["src"]).resolve().as_uri()
