@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help lab test quick build export book test-book pdf epub constraints checkpoints clean setup lint
+.PHONY: help lab test quick build export book test-book pdf epub constraints checkpoints clean setup
 
 help:  ## list what can be made
 	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/^([a-z -]+):.*## (.*)/  make \1#\2/' | tr '#' '\t' | expand -t 20

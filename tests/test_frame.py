@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import build  # noqa: E402
 import check  # noqa: E402
+import minutes  # noqa: E402
 import setup  # noqa: E402
 
 OURS = ("minillm", "__editable__", "_minillm", "littleworld")
@@ -142,3 +144,11 @@ def test_a_check_that_fails_is_shown_and_counted(capsys):
     said = capsys.readouterr().out
     assert [c.code for c in sorted(found, key=lambda c: c.name)] == [3, 0]
     assert "FAILED" in said and "why" in said and "1 passed" in said
+
+
+@pytest.mark.parametrize("stem", build.stems())
+def test_readme_says_how_long_a_chapter_takes_to_read(stem):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| [{stem}]")]
+    said = int(re.search(r"\| (\d+) min", row)[1])
+    assert abs(said - minutes.reading_minutes(stem)) <= max(5, 0.15 * said)

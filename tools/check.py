@@ -46,6 +46,7 @@ class Check:
     spent: float = 0.0
     code: int | None = None
     output: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)  # of the parts that ended
 
     def run(self, threads: dict[str, str]) -> None:
         """Run the command, and note in what it says which notebook it has reached."""
@@ -58,8 +59,14 @@ class Check:
             self.output.append(line)
             found = re.match(r"notebooks/(\w+)\.ipynb::", line)
             if found and found[1] in self.parts[self.done + 1 :]:
-                self.done, self.since = self.parts.index(found[1]), time.time()
+                self.reach(self.parts.index(found[1]))
+        self.reach(self.done)
         self.spent, self.code = time.time() - start, process.wait()
+
+    def reach(self, part: int) -> None:
+        """Note how long the part that ran until now took; another one begins."""
+        self.times[self.parts[self.done]] = time.time() - self.since
+        self.done, self.since = part, time.time()
 
     def behind(self) -> float:
         """How many of its usual seconds have passed."""
@@ -124,6 +131,8 @@ def report(check: Check) -> None:
     last = [line for line in check.output if " passed" in line or " failed" in line]
     said = last[-1].strip("= \n") if last else ""
     print(f"{check.name:14} {verdict} in {check.spent:3.0f} s  {said}", flush=True)
+    if len(check.parts) > 1:
+        print("   " + ", ".join(f"{n} {t:.0f} s" for n, t in check.times.items()))
     if check.code:
         print("".join(check.output), flush=True)
 
