@@ -71,10 +71,13 @@ class Plan:
 
 
 def short(**changes) -> Plan:
-    """A line of the ablation: 1,200 steps, all else as in the default."""
+    """A line of the ablation: 600 steps, all else as in the default."""
     own = {k: v for k, v in changes.items() if k in Plan.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
-    return Plan("ablation", **{"steps": 1200, "points": (), **own}, changes=rest)
+    group = own.pop("group", "ablation")
+    return Plan(
+        group, **{"steps": 600, "points": (), "stories": 100, **own}, changes=rest
+    )
 
 
 def sized(width: int, layers: int, steps: int) -> Plan:
@@ -84,14 +87,19 @@ def sized(width: int, layers: int, steps: int) -> Plan:
     )
 
 
+DIALS = {"nano": 640, "medium": 1280, "full": 2560, "chinese": 1280}  # vocabularies
 RUNS = {
     "seed-0": Plan("default"),
     "seed-1": Plan("default", seed=1),
     "seed-2": Plan("default", seed=2),
-    "dial-nano": Plan("dial", "nano", vocab_size=640),
-    "dial-medium": Plan("dial", "medium", vocab_size=1280),
-    "dial-full": Plan("dial", "full", vocab_size=2560),
-    "dial-chinese": Plan("dial", "chinese", vocab_size=1280),
+    **{
+        f"{dial}, 5,000 steps": Plan("dial", dial, vocab_size=size)
+        for dial, size in DIALS.items()
+    },
+    **{
+        f"{dial}, 600 steps": short(group="early", dial=dial, vocab_size=size)
+        for dial, size in DIALS.items()
+    },
     "default": short(),
     "embedding rate 1": short(embedding_lr_scale=1.0),
     "embedding rate 1, embeddings decay": short(
@@ -105,8 +113,8 @@ RUNS = {
     "rate 1e-3": short(learning_rate=1e-3),
     "rate 6e-3": short(learning_rate=6e-3),
     "no walls between documents": short(mask=False),
-    "24 rows, 600 steps": short(rows=24, steps=600, warmup_steps=30),
-    "6 rows, 2400 steps": short(rows=6, steps=2400, warmup_steps=120),
+    "24 rows, 300 steps": short(rows=24, steps=300, warmup_steps=30),
+    "6 rows, 1200 steps": short(rows=6, steps=1200, warmup_steps=120),
     "no weight decay": short(weight_decay=0.0),
     **{
         f"width {width}, {steps} steps": sized(width, layers, steps)
