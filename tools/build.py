@@ -5,9 +5,9 @@
     python tools/build.py --only export   twins -> notebooks -> minillm/, none executed
     python tools/build.py --only check    say what is out of date; exit 1 if any is
 
-A notebook is out of date when its code, or a module that it imports, or a checkpoint
-that it loads, changed since it was last executed. A hash of all that is stored in its
-metadata.
+A notebook is out of date when its code changed since it was last executed, or a module
+that it imports, or a checkpoint or a table of measurements that it loads. A hash of all
+that is stored in its metadata.
 """
 
 import argparse
@@ -111,6 +111,8 @@ def sources(stem: str) -> list[Path]:
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     names = set(re.findall(r"checkpoints/([\w-]+)", code))
     reached = {f for name in names for f in (ROOT / "checkpoints" / name).glob("*")}
+    tables = re.findall(r"benchmarks/[\w-]+\.json", code)
+    reached |= {ROOT / table for table in tables if (ROOT / table).exists()}
     waiting = imports(code)
     while waiting:
         package, _, module = waiting.pop().partition(".")
