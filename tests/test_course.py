@@ -295,6 +295,7 @@ def test_readme_gives_the_two_commands_and_the_tree():
         assert stem in readme, f"{stem} is not in the map of chapters"
     for link in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert Path(link).exists(), link
+    assert Path("book/transcript.md").read_text(encoding="utf-8") in readme
 
 
 def test_metadata_of_widgets_is_numbered():

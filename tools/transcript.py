@@ -1,8 +1,8 @@
 """Write book/transcript.md: what the shipped chat model says, word for word.
 
-The front page includes that file. The words are typed into `minillm chat`, with the
-likeliest token taken at every place, so that the same model gives the same answers;
-`tests/test_book_pages.py` asks again and compares.
+The front page includes that file, and README has the same text. The words are typed
+into `minillm chat`, with the likeliest token taken at every place, so that the same
+model gives the same answers; `tests/test_book_pages.py` asks again and compares.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "transcript.md"
+README = ROOT / "README.md"  # holds the same
 MODEL = "checkpoints/littleworld-chat"
 COMMAND = f"minillm chat --model {MODEL} --do_sample false"
 SAID = [
@@ -59,7 +60,10 @@ def page(turns: list[tuple[str, str]]) -> str:
 
 def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    PAGE.write_text(page(ask()), encoding="utf-8")
+    PAGE.write_text(said := page(ask()), encoding="utf-8")
+    old = README.read_text(encoding="utf-8")
+    before, rest = old.split("```text\n$ minillm chat", 1)
+    README.write_text(before + said + rest.split("```\n", 1)[1], encoding="utf-8")
     print(PAGE.relative_to(ROOT))
     return 0
 
