@@ -2,23 +2,29 @@
 
     python benchmarks/model.py                     the tiny preset, one thread
     python benchmarks/model.py --preset minimind-26m --rows 2 --rounds 5
-    python benchmarks/model.py --compile           the same through torch.compile
+    python benchmarks/model.py --parts generation  one of the tables only
+    python benchmarks/model.py --save              and keep them in model.json
 
-    python benchmarks/model.py --choices           what our own choices give
-
-Beside ours stand transformers' Llama with the same weights, and a GPT written here
-from nanoGPT's published structure (LayerNorm, learned positions, one fused product for
-query, key and value, GELU, a 4 E wide MLP), which has about as many parameters.
-The models take turns in every round, and each round gives a ratio to ours; the median
-of the ratios is printed, because a ratio moves less than a time on a busy machine.
+Beside ours stand transformers' Llama with the same weights, and three models written
+here from the published structure of others: litgpt's and minimind's Llama, also with
+the same weights, and nanoGPT's GPT, which has about as many parameters. The models take
+turns in every round, and each round gives a ratio; the median of the ratios counts,
+because a ratio moves less than a time on a busy machine. Times are those of the
+processor, so `--threads` above 1 counts all of them. Peak memory is measured in a
+process of its own for each model. Chapter 06 prints the stored tables.
 """
 
 import argparse
 import copy
+import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +34,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from minillm.attention import Attention, attend, document_mask, rotate  # noqa: E402
+import minillm.attention as attention_module  # noqa: E402
+from minillm.attention import (  # noqa: E402
+    Attention,
+    attend,
+    attend_products,
+    document_mask,
+    rotate,
+)
 from minillm.decoder_layer import RMSNorm  # noqa: E402
+from minillm.generation import GenerationConfig, generate  # noqa: E402
 from minillm.mlp import MLP  # noqa: E402
 from minillm.transformer import ModelConfig, Transformer  # noqa: E402
 
@@ -151,18 +165,94 @@ class FusedMLP(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class RepeatedAttention(nn.Module):
+    """Attention as minimind and litgpt have it: keys and values copied for every head.
+
+    minimind makes query, key and value in three products, litgpt in one (`fused`).
+    """
+
+    def __init__(self, attention: Attention, fused: bool):
+        super().__init__()
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        self.widths = [part.out_features for part in parts]
+        self.head_dim, self.o_proj = attention.head_dim, attention.o_proj
+        weights = [part.weight.data.clone() for part in parts]
+        weights = [torch.cat(weights)] if fused else weights
+        self.weights = nn.ParameterList(nn.Parameter(w) for w in weights)
+
+    def forward(self, x: Tensor, rotation=None, mask=None, cache=None) -> Tensor:
+        if len(self.weights) > 1:
+            parts = [F.linear(x, w) for w in self.weights]
+        else:
+            parts = F.linear(x, self.weights[0]).split(self.widths, -1)
+        q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in parts)
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+def with_parts(ours: Transformer, norm=None, attention=None, mlp=None) -> Transformer:
+    """A copy of ours in which every layer has other parts, with equal weights."""
+    model = copy.deepcopy(ours)
+    for layer in model.layers:
+        if norm:
+            layer.input_layernorm = norm(layer.input_layernorm)
+            layer.post_attention_layernorm = norm(layer.post_attention_layernorm)
+        if attention:
+            layer.self_attn = attention(layer.self_attn)
+        if mlp:
+            layer.mlp = mlp(layer.mlp)
+    if norm:
+        model.norm = norm(model.norm)
+    return model
+
+
+PEERS = {
+    "ours": lambda ours: ours,
+    "transformers Llama": TheirLlama,
+    "litgpt's structure": lambda ours: with_parts(
+        ours, HandNorm, lambda part: RepeatedAttention(part, fused=True)
+    ),
+    "minimind's structure": lambda ours: with_parts(
+        ours, HandNorm, lambda part: RepeatedAttention(part, fused=False)
+    ),
+    "nanoGPT's structure": lambda ours: GPT(ours.config),
+}
+
+
+class OtherForm(nn.Module):
+    """Ours with the other of the two forms of attention in place of our choice."""
+
+    def __init__(self, ours: Transformer, form: Callable):
+        super().__init__()
+        self.model, self.form = ours, form
+
+    def forward(self, ids: Tensor) -> Tensor:
+        chosen = attention_module.attend
+        attention_module.attend = self.form
+        try:
+            return self.model(ids)
+        finally:
+            attention_module.attend = chosen
+
+
+def sdpa(query, key, value, mask=None, dropout=0.0) -> Tensor:
+    grouped = key.shape[1] < query.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=grouped
+    )
+
+
 def choices(ours: Transformer) -> dict[str, nn.Module]:
     """Ours with one of its choices taken back or changed, all with equal weights."""
-    by_hand, fused = copy.deepcopy(ours), copy.deepcopy(ours)
-    for layer in by_hand.layers:
-        layer.input_layernorm = HandNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = HandNorm(layer.post_attention_layernorm)
-    for layer in fused.layers:
-        layer.self_attn, layer.mlp = (
-            FusedAttention(layer.self_attn),
-            FusedMLP(layer.mlp),
-        )
-    return {"ours": ours, "norms by hand": by_hand, "fused products": fused}
+    return {
+        "ours": ours,
+        "attention: SDPA": OtherForm(ours, sdpa),
+        "attention: products": OtherForm(ours, attend_products),
+        "norms by hand": with_parts(ours, HandNorm),
+        "fused products": with_parts(ours, None, FusedAttention, FusedMLP),
+    }
 
 
 def loss_of(model: nn.Module, ids: Tensor, precision: str) -> Tensor:
@@ -199,26 +289,121 @@ def training(model: nn.Module, ids: Tensor, precision: str) -> None:
 
 
 def seconds(work: Callable[[], None], repeats: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(repeats):
         work()
-    return (time.perf_counter() - start) / repeats
+    return (time.process_time() - start) / repeats
 
 
 def compare(models: dict, ids: Tensor, act: Callable, precision: str, rounds: int):
-    """Median seconds of every model, and median ratio of ours to it."""
+    """Median speed of every model as a multiple of the first."""
     for model in models.values():
         act(model, ids, precision)  # warm
-    once = seconds(lambda: act(models["ours"], ids, precision), 1)
-    repeats = max(1, round(0.15 / once))
+    first = next(iter(models))
+    once = seconds(lambda: act(models[first], ids, precision), 1)
+    repeats = max(1, round(0.15 / max(once, 1e-4)))
     times = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():
             spent = seconds(lambda m=model: act(m, ids, precision), repeats)
             times[name].append(spent)
     for name, spent in times.items():
-        ratios = [b / a for a, b in zip(times["ours"], spent, strict=True)]
+        ratios = [a / b for a, b in zip(times[first], spent, strict=True)]
         yield name, statistics.median(spent), statistics.median(ratios)
+
+
+def table(
+    models: dict, ids: Tensor, rounds: int, precisions=("float32", "medium", "bf16")
+):
+    """One row per precision and model: speeds (ours: 1), and MB kept for backward."""
+    rows = []
+    for precision in precisions:
+        speeds = {name: {} for name in models}
+        for act in (forward, training):
+            for name, spent, speed in compare(models, ids, act, precision, rounds):
+                speeds[name][act.__name__] = round(speed, 2)
+                speeds[name][f"{act.__name__}_ms"] = round(spent * 1e3, 1)
+        for name, model in models.items():
+            kept = saved_bytes(model, ids, precision) / 1e6
+            row = {"precision": precision, "model": name, **speeds[name]}
+            rows.append(row | {"kept_mb": round(kept, 1)})
+            print(*(f"{value!s:>20}" for value in rows[-1].values()), flush=True)
+    return rows
+
+
+def settings_table(ours: nn.Module, ids: Tensor, rounds: int) -> list[dict]:
+    """Speed of ours under each setting as a multiple of float32."""
+    rows, base = [], {}
+    for setting in ("float32", "medium", "bf16", "compile, bf16"):
+        model = torch.compile(ours) if setting.startswith("compile") else ours
+        row = {"setting": setting}
+        for act in (forward, training):
+            precision = setting.removeprefix("compile, ")
+            found = list(compare({"ours": model}, ids, act, precision, rounds))
+            base.setdefault(act.__name__, found[0][1])
+            row[act.__name__] = round(base[act.__name__] / found[0][1], 2)
+        rows.append(row)
+        print(*(f"{value!s:>20}" for value in row.values()), flush=True)
+    return rows
+
+
+def peak_mb(name: str, arguments: argparse.Namespace) -> float:
+    """How far three training passes raise the memory of a fresh process, in MB."""
+    command = [sys.executable, __file__, "--peak", name, "--preset", arguments.preset]
+    command += ["--rows", str(arguments.rows), "--context", str(arguments.context)]
+    command += ["--threads", str(arguments.threads)]
+    return float(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+
+
+def highest_kb() -> int:
+    """The most memory that this process has held so far."""
+    status = Path("/proc/self/status")  # ru_maxrss would begin with the parent's
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def print_peak(make: Callable, ours: Transformer, ids: Tensor) -> None:
+    model = make(ours).train()
+    before = highest_kb()
+    for _ in range(3):
+        training(model, ids, "float32")
+    print(round((highest_kb() - before) / 1024, 1))
+
+
+def generation_table(rounds: int, new_tokens: int = 128) -> list[dict]:
+    """Tokens a second at batch 1 as a multiple of transformers.generate's."""
+    wide = ModelConfig(4096, 512, 1376, 8, 8, max_position_embeddings=512)
+    shapes = {"tiny": ModelConfig.from_preset("tiny"), "512 x 8": wide}
+    rows = []
+    for name, config in shapes.items():
+        ours = Transformer(config).eval()
+        theirs = TheirLlama(ours).model.eval()
+        ids = torch.randint(3, config.vocab_size, (1, 16))
+        greedy = GenerationConfig(new_tokens, do_sample=False, eos_token_id=())
+        options = dict(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+        works = {
+            "ours": lambda m=ours, i=ids, g=greedy: generate(m, i, g),
+            "theirs": lambda m=theirs, i=ids, o=options: m.generate(
+                i, attention_mask=torch.ones_like(i), eos_token_id=None, **o
+            ),
+        }
+        assert torch.equal(*(work() for work in works.values())), "not the same tokens"
+        times = {who: [] for who in works}
+        for _ in range(rounds):
+            for who, work in works.items():
+                times[who].append(seconds(work, 1))
+        ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+        speed = new_tokens / statistics.median(times["ours"])
+        row = {"shape": name, "tokens_per_second": round(speed)}
+        rows.append(row | {"ratio": round(statistics.median(ratios), 2)})
+        print(*(f"{value!s:>20}" for value in rows[-1].values()), flush=True)
+    return rows
+
+
+PARTS = ("peers", "memory", "choices", "settings", "generation")
 
 
 def main() -> None:
@@ -227,48 +412,50 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--choices", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--peak", choices=PEERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
     config = ModelConfig.from_preset(arguments.preset)
     ours = Transformer(config).train()
-    models = {
-        "ours": ours,
-        "ours, packed rows": Packed(ours, arguments.rows, arguments.context),
-        "transformers Llama": TheirLlama(ours).train(),
-        "nanoGPT's structure": GPT(config).train(),
+    rows, context = arguments.rows, arguments.context
+    ids = torch.randint(0, config.vocab_size, (rows, context + 1))
+    if arguments.peak:
+        return print_peak(PEERS[arguments.peak], ours, ids)
+    found = {
+        "shape": f"{arguments.preset}, {rows} rows of {context} tokens",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": arguments.threads,
+        "torch": torch.__version__.split("+")[0],
     }
-    if arguments.choices:
-        models = choices(ours)
-    ids = torch.randint(0, config.vocab_size, (arguments.rows, arguments.context + 1))
-    same = [name for name in models if "packed" not in name and "nano" not in name]
-    difference = max((models[n](ids) - ours(ids)).abs().max().item() for n in same)
-    print(
-        f"{arguments.preset}, {arguments.rows} x {arguments.context} tokens, "
-        f"{arguments.threads} thread(s); logits differ by {difference:.0e}"
-    )
-    if arguments.compile:
-        models = {name: torch.compile(model) for name, model in models.items()}
-    print(f"{'':34}{'parameters':>11}{'ms':>9}{'speed':>7}{'MB kept':>9}")
-    for precision in ("float32", "medium", "bf16"):
-        for act in (forward, training):
-            for name, spent, ratio in compare(
-                models, ids, act, precision, arguments.rounds
-            ):
-                model = models[name]
-                size = sum(p.numel() for p in model.parameters())
-                kept = ""
-                if act is training and not arguments.compile:
-                    kept = f"{saved_bytes(model, ids, precision) / 1e6:.1f}"
-                print(
-                    f"{precision:8}{act.__name__:9}{name:20}"[:37].ljust(37)
-                    + f"{size:>8,}{spent * 1e3:9.1f}{1 / ratio:7.2f}{kept:>9}"
-                )
-    print("speed: of each model as a multiple of ours")
+    print(found)
+    if "peers" in arguments.parts:
+        peers = {name: make(ours).train() for name, make in PEERS.items()}
+        for name, model in peers.items():
+            difference = (model(ids[:, 1:]) - ours(ids[:, 1:])).abs().max().item()
+            assert difference < 1e-3 or "nano" in name, (name, difference)
+        found["peers"] = table(peers, ids, arguments.rounds, ("float32", "bf16"))
+    if "memory" in arguments.parts:
+        found["peak_mb"] = {name: peak_mb(name, arguments) for name in PEERS}
+        print(found["peak_mb"])
+    if "choices" in arguments.parts:
+        found["choices"] = table(
+            choices(ours), ids, arguments.rounds, ("float32", "bf16")
+        )
+    if "settings" in arguments.parts:
+        packed = Packed(ours, rows, context)  # as the course trains it
+        found["settings"] = settings_table(packed, ids, arguments.rounds)
+    if "generation" in arguments.parts:
+        found["generation"] = generation_table(arguments.rounds)
+    if arguments.save:
+        place = Path(__file__).with_suffix(".json")
+        before = json.loads(place.read_text()) if place.exists() else {}
+        text = json.dumps(before | found, indent=1) + "\n"
+        place.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
