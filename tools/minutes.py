@@ -16,8 +16,10 @@ def reading_minutes(stem: str) -> int:
     """Minutes to read a notebook, but for its set-up and what is folded: 5, 10, ..."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     minutes = 0.0
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"][2:]:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
+        if text.startswith("# Set-up"):
+            continue
         if cell["cell_type"] == "markdown":
             minutes += (
                 len(re.findall(r"\w+", re.sub(r"\]\([^)]*\)", "]", text))) / WORDS
