@@ -13,6 +13,7 @@ __all__ = [
     "RowStream",
     "Batches",
     "Validation",
+    "line_up",
     "token_losses",
     "evaluate",
     "batch_nats",
@@ -318,6 +319,17 @@ class Validation:
 
 
 # %%
+def line_up(pieces: list[tuple[int, int, int]], full: list[np.ndarray]) -> torch.Tensor:
+    """Pieces (length, document, start) as inputs and labels: (2, pieces, longest)."""
+    longest = max(length for length, _, _ in pieces)
+    batch = torch.tensor([[[0]], [[-100]]]).repeat(1, len(pieces), longest)
+    for row, (length, i, start) in enumerate(pieces):
+        piece = torch.from_numpy(full[i][start : start + length + 1])
+        batch[0, row, :length], batch[1, row, :length] = piece[:-1], piece[1:]
+    return batch
+
+
+# %%
 @torch.no_grad()
 def token_losses(
     model: nn.Module,
@@ -328,30 +340,22 @@ def token_losses(
 ) -> list[np.ndarray]:
     """Nats of every token of every document, its end included, each document ALONE.
 
-    A document is seen from the begin token, in rows with others of similar length,
-    padded on the right, where causal attention can't see. One longer than the model's
-    context is scored in pieces.
+    In rows with others of similar length, padded behind; over-long ones are cut.
     """
     device, was_training = next(model.parameters()).device, model.training
     limit = model.config.max_position_embeddings
     full = [np.array([begin, *ids, begin]) for ids in documents]
     losses = [np.zeros(len(ids) - 1) for ids in full]
-    pieces = [
+    pieces = sorted(
         (min(limit, len(ids) - 1 - start), i, start)
         for i, ids in enumerate(full)
         for start in range(0, len(ids) - 1, limit)
-    ]
-    pieces.sort()
+    )
     model.eval()
     while pieces:
-        longest = pieces[-1][0]
-        taken = pieces[-max(1, batch_tokens // longest) :]
+        taken = pieces[-max(1, batch_tokens // pieces[-1][0]) :]
         del pieces[-len(taken) :]
-        batch = torch.full((2, len(taken), longest), -100)
-        for row, (length, i, start) in enumerate(taken):
-            piece = torch.from_numpy(full[i][start : start + length + 1])
-            batch[0, row, :length], batch[1, row, :length] = piece[:-1], piece[1:]
-        input_ids, labels = batch[0].clamp(min=0).to(device), batch[1].to(device)
+        input_ids, labels = line_up(taken, full).to(device)
         with autocast(device, precision):
             nats = cross_entropy(model(input_ids), labels, reduction="none")
         for row, (length, i, start) in zip(nats.cpu().numpy(), taken, strict=True):
@@ -478,6 +482,7 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
     return schedule(step, config.max_steps, high, warm_up, low)
 
 
+# %%
 OPTIMIZERS = ("adamw", "adamw_torch_fused")
 COUNTS = (
     "max_steps",
@@ -515,6 +520,7 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return device
 
 
+# %%
 @dataclass(frozen=True)
 class Team:
     """The processes that train together: one, or as many as torchrun started."""
@@ -525,10 +531,8 @@ class Team:
 
     @classmethod
     def start(cls, device: str = "auto") -> "Team":
-        rank, world_size, local_rank = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
+        told = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)
+        rank, world_size, local_rank = (int(os.environ.get(*pair)) for pair in told)
         chosen = pick_device(device, local_rank)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)

@@ -101,6 +101,7 @@ def save_checkpoint(
         flush_to_disk(temporary)
 
 
+# %%
 def read_checkpoint(folder: Path) -> dict:
     """The trainer's state in a checkpoint; ValueError if any file is damaged."""
     try:

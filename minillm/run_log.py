@@ -243,6 +243,7 @@ pipeline_tag: text-generation
 """
 
 
+# %%
 def write_model_card(
     folder: str | Path,
     facts: dict,
@@ -375,6 +376,7 @@ def card_facts(run) -> dict:
     return {"command": "minillm pretrain", **run.about, **known}
 
 
+# %%
 def write_final(run) -> None:
     """Write final/: the model and its tokenizer without the training state; a card."""
     if run.team.rank == 0:
