@@ -464,7 +464,8 @@ class Checker:
         config = GenerationConfig(200, temperature=0.6, seed=0)
         begin, device = tokenizer.eos_token_id, model.lm_head.weight.device
         start = torch.full((self.count, 1), begin, device=device)
-        ids = generate(model, start, config)[:, 1:].tolist()
+        with warnings.catch_warnings(action="ignore"):  # of texts that are cut short
+            ids = generate(model, start, config)[:, 1:].tolist()
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         row["sample"] = texts[0]
         say(f"\nstep {row['step']}, a sample: {texts[0][:200]}")
