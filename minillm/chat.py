@@ -28,7 +28,7 @@ __all__ = [
     "load_file",
     "connect",
     "Terminal",
-    "read_lines",
+    "typed_lines",
     "converse",
 ]
 
@@ -607,7 +607,7 @@ class Terminal:
 
 
 # %%
-def read_lines(prompt: str = "> ") -> Iterator[str]:
+def typed_lines(prompt: str = "> ") -> Iterator[str]:
     """Lines that are typed, with their history, or piped in; empty ones left out."""
     try:
         import readline  # noqa: F401  with it, the arrow keys bring back lines
@@ -626,6 +626,6 @@ def read_lines(prompt: str = "> ") -> Iterator[str]:
 def converse(chat: Chat, other: Callable[[], Chat] | None = None) -> None:
     """Talk in a terminal until /quit, the end of the input, or Ctrl-C."""
     terminal = Terminal(chat, other)
-    for line in read_lines():
+    for line in typed_lines():
         if not terminal.obey(line):
             return

@@ -525,7 +525,7 @@ def test_lines_are_read_to_the_end(monkeypatch, chat):
         return line
 
     monkeypatch.setattr("builtins.input", ask)
-    assert list(module.read_lines()) == ["Hello", "/reset"]
+    assert list(module.typed_lines()) == ["Hello", "/reset"]
     said = iter(["Who is Tim?", "/quit", "never"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(said))
     module.converse(chat)
