@@ -146,6 +146,14 @@ def test_a_check_that_fails_is_shown_and_counted(capsys):
     assert "FAILED" in said and "why" in said and "1 passed" in said
 
 
+def test_a_check_knows_which_notebook_it_has_reached():
+    said = [f"notebooks/{name}::ipynb::Cell 0 PASSED" for name in ("a", "a", "b")]
+    command = [sys.executable, "-c", f"print(*{said}, sep='\\n')"]
+    twice = check.Check("two", command, ["a", "b"])
+    twice.run({})
+    assert list(twice.times) == ["a", "b"] and twice.code == 0
+
+
 @pytest.mark.parametrize("stem", build.stems())
 def test_readme_says_how_long_a_chapter_takes_to_read(stem):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,15 @@ SECONDS = {
     "02_tokenizer": 16, "05_decoder_layer": 20, "12_scaling_out": 30,
     "09_pretraining": 290, "10_sft": 160,
 }  # fmt: skip
-PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5"]
+PYTEST = [
+    sys.executable,
+    "-u",
+    "-m",
+    "pytest",
+    "-p",
+    "no:cacheprovider",
+    "--durations=5",
+]
 NBVAL = [*PYTEST, "-vv", "--tb=short", "--nbval", "-p", "no:hypothesispytest"]
 
 
@@ -57,7 +65,7 @@ class Check:
         )  # fmt: skip
         for line in process.stdout:
             self.output.append(line)
-            found = re.match(r"notebooks/(\w+)\.ipynb::", line)
+            found = re.match(r"notebooks/(\w+)(\.ipynb)?::", line)
             if found and found[1] in self.parts[self.done + 1 :]:
                 self.reach(self.parts.index(found[1]))
         self.reach(self.done)
