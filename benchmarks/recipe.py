@@ -1,7 +1,7 @@
 """Which settings of the default run matter, and what does more of each buy?
 
     python benchmarks/recipe.py                    all runs that recipe.json lacks
-    python benchmarks/recipe.py seed-1 no-mask     these runs, again
+    python benchmarks/recipe.py seed-1 cosine      these runs, again
     python benchmarks/recipe.py --table            no runs: print what recipe.json holds
 
 A run is one line of RUNS: what it changes in the default of `minillm pretrain`. Each is
