@@ -688,8 +688,9 @@ def test_the_view_in_the_browser_gives_the_same_ids():
 
     collect()
     page = """
+        const known = {value: "", children: []};
         const any = new Proxy(() => any, {
-          get: (_, key) => key === "value" ? "" : any, set: () => true});
+          get: (_, key) => known[key] ?? any, set: () => true});
         globalThis.document = any; globalThis.window = globalThis;
     """
     call = """
