@@ -132,3 +132,10 @@ def test_the_semester_plan_adds_up():
         groups = [group.rpartition(": ") for group in exercises.split("; ")]
         total = sum(stated[c or first][n] for c, _, e in groups for n in expand(e))
         assert total == int(minutes), f"{chapters}: book/teachers.md, {total} minutes"
+
+
+def test_the_minutes_of_the_chapters_are_those_of_the_readme():
+    row = r"^\| \[[^\]]+\]\(\S*notebooks/(\w+)\.ipynb\) .*\| ([^|]+) \| ([^|]+) \|$"
+    files = ROOT / "README.md", BOOK / "index.md"
+    readme, front = (re.findall(row, f.read_text("utf-8"), re.M) for f in files)
+    assert front == readme and len(front) == len(list(ROOT.glob("notebooks/*.ipynb")))
