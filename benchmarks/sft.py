@@ -5,13 +5,14 @@
     python benchmarks/sft.py --table     print what sft.json holds
 
 Every trial fine-tunes the shipped base model by chapter 10's recipe with one thing
-changed, then asks all held-out prompts (greedy, judged exactly by the world) and
+changed, then asks held-out prompts (greedy, judged exactly by the world) and
 measures what became of the base model's own text. Seconds are CPU seconds of one
 thread, training alone. One seed each: differences of a few hundredths mean nothing.
 """
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from itertools import islice
@@ -21,7 +22,13 @@ import torch
 from littleworld import judge, write_corpus
 
 from minillm.data import read_texts
-from minillm.pretraining import TokenFile, Trainer, TrainingConfig, Validation
+from minillm.pretraining import (
+    TokenFile,
+    Trainer,
+    TrainingConfig,
+    Validation,
+    evaluate,
+)
 from minillm.sft import (
     Mixture,
     SFTDataset,
@@ -36,17 +43,17 @@ from minillm.transformer import Transformer
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "benchmarks/sft.json"
 BASE = ROOT / "checkpoints/littleworld-base"
-USUAL = {"rate": 2e-3, "steps": 400, "documents": 0.3, "conversations": 12_000}
+CHAT = ROOT / "checkpoints/littleworld-chat"
+USUAL = {"rate": 4e-3, "steps": 200, "documents": 0.2, "conversations": 12_000}
 TRIALS = {
     "rate 0.0005": {"rate": 5e-4},
-    "rate 0.001": {"rate": 1e-3},
-    "rate 0.002": {},
-    "rate 0.004": {"rate": 4e-3},
+    "rate 0.002": {"rate": 2e-3},
+    "rate 0.004": {},
+    "rate 0.012": {"rate": 1.2e-2},
     "no documents": {"documents": 0},
-    "few conversations": {"conversations": 1500},
-    "200 steps": {"steps": 200},
-    "800 steps": {"steps": 800},
-    "final": {"steps": 1200},
+    "600 conversations": {"conversations": 600},
+    "600 steps": {"steps": 600},
+    "shipped": {"steps": 2400, "conversations": 24_000},  # not trained here: CHAT
 }
 
 
@@ -63,7 +70,7 @@ def try_out(data: Path, rate: float, steps: int, documents: float) -> dict:
     prepare_for_chat(model, tokenizer)
     rows = list(read_conversations(data / "sft_train.jsonl"))
     talks = dataset = SFTDataset(rows, tokenizer, 256)
-    validation = Validation.from_jsonl(data / "validation.jsonl")
+    validation = Validation.from_jsonl(data / "validation.jsonl", limit=200)
     with tempfile.TemporaryDirectory() as folder:
         if documents:
             texts = islice(
@@ -88,12 +95,7 @@ def try_out(data: Path, rate: float, steps: int, documents: float) -> dict:
         seconds = time.process_time() - began
         metrics = Path(folder) / "run/metrics.jsonl"
         logged = [json.loads(line) for line in metrics.read_text().splitlines()]
-    test = list(read_conversations(data / "sft_test.jsonl"))
-    replies = answer(model.eval(), tokenizer, test)
-    novelty = [{**row, "kind": row["novelty"]} for row in test]
-    return {
-        "kinds": grade(test, replies, judge),
-        "novelty": grade(novelty, replies, judge),
+    return examine(model, tokenizer, data) | {
         "epochs": [row["epoch"] for row in logged if "epoch" in row][-1],
         "bits_before": logged[0].get("eval_bits_per_byte"),
         "bits_after": result["eval_bits_per_byte"],
@@ -101,21 +103,51 @@ def try_out(data: Path, rate: float, steps: int, documents: float) -> dict:
     }
 
 
+def examine(model: Transformer, tokenizer, data: Path) -> dict:
+    """Marks on twenty held-out prompts of every kind, by kind and by novelty."""
+    test = list(read_conversations(data / "sft_test.jsonl"))
+    test = test[: len(test) // 2]  # the kinds come in turn
+    replies = answer(model.eval(), tokenizer, test)
+    novelty = [{**row, "kind": row["novelty"]} for row in test]
+    return {
+        "kinds": grade(test, replies, judge),
+        "novelty": grade(novelty, replies, judge),
+    }
+
+
+def measure_shipped(data: Path) -> dict:
+    """The same marks for the shipped chat model, from its folder and its card."""
+    card = (CHAT / "README.md").read_text()
+    validation = Validation.from_jsonl(data / "validation.jsonl", limit=200)
+    bits = {}
+    for folder in (BASE, CHAT):
+        model, tokenizer = Transformer.from_pretrained(folder), load_tokenizer(folder)
+        found = evaluate(model.eval(), tokenizer, validation)
+        bits[folder] = found["bits_per_byte"]
+    return examine(model, tokenizer, data) | {
+        "epochs": float(re.search(r"\| passes over the data \| ([\d.]+)", card)[1]),
+        "bits_before": bits[BASE],
+        "bits_after": bits[CHAT],
+        "seconds": None,
+    }
+
+
 def print_table(table: dict) -> None:
-    print(f"{'trial':19}{'right':>7}{'prompt':>8}{'never':>7}{'forgot':>8}", end="")
-    print(f"{'passes':>8}{'CPU s':>7}")
+    print(f"{'trial':19}{'right':>7}{'prompt':>8}{'never':>7}{'context':>9}", end="")
+    print(f"{'forgot':>8}{'passes':>8}{'CPU s':>7}")
     for name, row in table.items():
-        right, prompt, never = (
-            f"{right / asked:.3f}"
-            for right, asked in (
-                row["kinds"]["all"],
-                row["novelty"]["new prompt"],
-                row["novelty"]["never asked"],
-            )
+        marks = (
+            row["kinds"]["all"],
+            *(
+                row["novelty"][kind]
+                for kind in ("new prompt", "never asked", "new context")
+            ),
         )
+        shares = [right / asked for right, asked in marks]
+        print(f"{name:19}{shares[0]:7.3f}{shares[1]:8.3f}{shares[2]:7.3f}", end="")
         forgot = row["bits_after"] / row["bits_before"] - 1
-        print(f"{name:19}{right:>7}{prompt:>8}{never:>7}{forgot:>+8.1%}", end="")
-        print(f"{row['epochs']:8.1f}{row['seconds']:7.0f}")
+        print(f"{shares[3]:9.3f}{forgot:>+8.1%}{row['epochs']:8.1f}", end="")
+        print(f"{row['seconds']:7.0f}" if row["seconds"] else "      -")
 
 
 def main() -> None:
@@ -131,7 +163,10 @@ def main() -> None:
             settings = USUAL | TRIALS[name]
             count = settings.pop("conversations")
             data = make_data(given.cache / str(count), count)
-            table[name] = try_out(data, **settings)
+            shipped = name == "shipped"
+            table[name] = (
+                measure_shipped(data) if shipped else try_out(data, **settings)
+            )
             table = {name: table[name] for name in TRIALS if name in table}
             TABLE.write_text(json.dumps(table, indent=1) + "\n")
             print_table({name: table[name]})
