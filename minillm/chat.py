@@ -27,6 +27,7 @@ __all__ = [
     "save_file",
     "load_file",
     "connect",
+    "print_reply",
     "Terminal",
     "typed_lines",
     "converse",
@@ -252,6 +253,7 @@ STYLE = """<style>
 Checker = Callable[[str], tuple[bool, str] | None]
 
 
+# %%
 def badge_html(verdict: tuple[bool, str] | None) -> str:
     """What a checker says of a reply, as a small colored mark."""
     if verdict is None:
@@ -478,6 +480,7 @@ def start_anew(window: ChatWidget) -> None:
     window.show()
 
 
+# %%
 def save_file(window: ChatWidget) -> None:
     """Write the first chat's conversation to the file that is named below."""
     path = window.controls["file"].value.strip()
@@ -522,6 +525,20 @@ HELP = """\
 Ctrl-C stops a reply; the arrow keys bring back earlier lines."""
 
 
+def print_reply(chat: Chat, text: str) -> None:
+    """Say a text and print the reply as it comes; Ctrl-C stops it."""
+    seen = chat.forgotten
+    try:
+        for piece in chat.stream(text):
+            print(piece, end="", flush=True)
+        print(" (cut at its longest)" * (chat.finish_reason == "length"))
+    except KeyboardInterrupt:
+        print(" (stopped)")
+    if chat.forgotten > seen:
+        print(f"(the context is full: the first {chat.forgotten} messages are out)")
+
+
+# %%
 class Terminal:
     """A conversation by lines: those that begin with / are commands.
 
@@ -530,10 +547,9 @@ class Terminal:
 
     def __init__(self, chat: Chat, other: Callable[[], Chat] | None = None):
         self.chat, self.other = chat, other
+        names = [name for name in dir(self) if name.startswith("do_")]
         self.commands = {
-            name.removeprefix("do_"): getattr(self, name)
-            for name in dir(self)
-            if name.startswith("do_")
+            name.removeprefix("do_"): getattr(self, name) for name in names
         }
 
     def obey(self, line: str) -> bool:
@@ -543,7 +559,7 @@ class Terminal:
             return False
         try:
             if not line.startswith("/"):
-                self.speak(line)
+                print_reply(self.chat, line)
             elif name in self.commands:
                 self.commands[name](rest.strip())
             else:
@@ -552,18 +568,6 @@ class Terminal:
             print(f"({error})")
         return True
 
-    def speak(self, text: str) -> None:
-        """Say a text and print the reply as it comes; Ctrl-C stops it."""
-        chat, seen = self.chat, self.chat.forgotten
-        try:
-            for piece in chat.stream(text):
-                print(piece, end="", flush=True)
-            print(" (cut at its longest)" * (chat.finish_reason == "length"))
-        except KeyboardInterrupt:
-            print(" (stopped)")
-        if chat.forgotten > seen:
-            print(f"(the context is full: the first {chat.forgotten} messages are out)")
-
     def do_help(self, rest: str) -> None:
         print(HELP)
 
@@ -571,7 +575,7 @@ class Terminal:
         self.chat.reset()
 
     def do_retry(self, rest: str) -> None:
-        self.speak(self.chat.undo())
+        print_reply(self.chat, self.chat.undo())
 
     def do_system(self, rest: str) -> None:
         self.chat.system = rest or None

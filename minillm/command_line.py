@@ -32,7 +32,7 @@ __all__ = [
     "Checker",
     "pretrain",
     "check_device",
-    "new_model",
+    "random_model",
     "open_validation",
     "finish",
     "Judge",
@@ -500,7 +500,9 @@ def pretrain(
     words = open_tokenizer(tokenizer)
     tokens = open_corpus(data_source(data), column, words, config.output_dir)
     check_device(config.device)
-    model = new_model(model_config(preset, words, config.context_length), config.seed)
+    model = random_model(
+        model_config(preset, words, config.context_length), config.seed
+    )
     validation = open_validation(validation or beside(data, "validation.jsonl"))
     judges = [Checker(checker)]
     about = {
@@ -520,7 +522,7 @@ def check_device(name: str) -> None:
         raise ValueError(f"device={name!r} is not here; there are: {', '.join(here)}")
 
 
-def new_model(shape, seed: int):
+def random_model(shape, seed: int):
     """A model of this shape with random weights, the same for the same seed."""
     import torch
 

@@ -305,6 +305,7 @@ def find_turns(row: dict | list) -> list[dict]:
     return turns
 
 
+# %%
 def as_messages(row: dict | list) -> list[dict]:
     """The messages of one row, checked: a whole conversation that ends in an answer.
 
@@ -386,6 +387,7 @@ def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, real
 
 
+# %%
 def answer(
     model,
     tokenizer,
