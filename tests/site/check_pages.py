@@ -57,8 +57,15 @@ FORMULAS = """() => [...document.querySelectorAll(".math")].filter(e =>
     .map(e => e.textContent.slice(0, 80))"""
 
 
+def new_page(browser):
+    page = browser.new_page()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return page
+
+
 def settle(page):
     page.evaluate("() => document.fonts.ready.then(() => true)")
+    page.wait_for_function("() => !window.MathJax || window.MathJax.startup?.promise")
     page.evaluate("() => window.MathJax && MathJax.startup.promise.then(() => true)")
     page.wait_for_timeout(150)
 
@@ -117,7 +124,7 @@ def operate(page) -> tuple[int, list[str]]:
 @cache
 def visit(browser, address: str, name: str) -> dict:
     found = {"console": [], "failed": [], "hosts": []}
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = new_page(browser)
     page.on(
         "console",
         lambda m: found["console"].append(m.text) if m.type == "error" else None,
@@ -182,25 +189,25 @@ def test_the_book_has_formulas_and_interactive_views(browser, address):
 
 
 def test_search_finds_a_word(browser, address):
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto(address + "search.html?q=softmax", wait_until="networkidle")
-    page.wait_for_selector("#search-results li a", timeout=20_000)
+    page.wait_for_selector("#search-results li a")
     page.close()
 
 
 def test_a_term_shows_its_meaning_when_it_is_reached(browser, address):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = new_page(browser)
     page.goto(address + "notebooks/03_attention.html", wait_until="load")
     page.locator("a.term").first.focus()
-    page.wait_for_selector(".tippy-content", timeout=5_000)
+    page.wait_for_selector(".tippy-content")
     assert len(page.locator(".tippy-content").inner_text()) > 20
     page.keyboard.press("Escape")
-    page.wait_for_selector(".tippy-content", state="detached", timeout=5_000)
+    page.wait_for_selector(".tippy-content", state="detached")
     page.close()
 
 
 def test_code_can_be_copied_by_keyboard(browser, address):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = new_page(browser)
     page.goto(address + "notebooks/03_attention.html", wait_until="load")
     button = page.locator("button.copybtn").nth(3)
     button.focus()

@@ -39,5 +39,7 @@ def browser():
         chromium = playwright.chromium.launch(
             executable_path=os.environ["MINILLM_CHROMIUM"], args=["--no-sandbox"]
         )
-        yield chromium
+        context = chromium.new_context()
+        context.set_default_timeout(120_000)  # a busy machine is no fault of the page
+        yield context
         chromium.close()
