@@ -100,6 +100,8 @@ def clean(name: str) -> Tag:
     for number, view in enumerate(views(article), 1):
         picture = PICTURES / f"{Path(name).name}-{number}.png"
         alt = "the interactive view of this page, as it opens"
+        said = "The view as it opens; on the site it can be used."
+        view.insert_after(new("p", said, **{"class": "said"}))
         view.replace_with(
             new("img", src=picture.as_uri(), alt=alt, **{"class": "view"})
         )
