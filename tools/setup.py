@@ -158,7 +158,7 @@ class Progress:
         self.say(note, "\r" if bar else "\n")
 
     def say(self, note: str, end: str) -> None:
-        print(f"{note:72}", end=end, flush=True)
+        print(f"{note:72}" if end == "\r" else note, end=end, flush=True)
         self.said = time.time()
 
 
