@@ -8,6 +8,7 @@ from pathlib import Path
 LABELS = [
     (r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"', r"\1"),
     (r'(<i class="theme-switch[^>]*?) +title="[^"]*"', r'\1 aria-hidden="true"'),
+    (r"(<td>(?:<p>)?\d+) (min|s|h)\b", r"\1&nbsp;\2"),  # a number keeps its unit
     (r'role="doc-biblioentry"', 'role="listitem"'),
     (
         r'<summary>(?=<span class="toctree-toggle")',
