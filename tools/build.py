@@ -144,17 +144,29 @@ def stale(stem: str) -> bool:
 
 
 def renumber_widgets(notebook: dict) -> dict:
-    """Widget model ids are random: number them, so that a rebuild changes nothing."""
-    text = json.dumps(notebook)
-    state = notebook["metadata"].get("widgets", {})
-    seen = []
-    for part in state.values():
-        for model in part.get("state", {}):
-            seen.append(model)
-    order = sorted(set(seen), key=text.index)
-    for number, model in enumerate(order):
-        text = text.replace(model, f"{number:032x}")
-    return json.loads(text)
+    """Widget model ids are random, and so is their order in the file: number them as
+    the outputs, and then one another, name them, so that a rebuild changes nothing.
+    """
+    parts = list(notebook["metadata"].get("widgets", {}).values())
+    models = {key: m for part in parts for key, m in part.get("state", {}).items()}
+    if not models:
+        return notebook
+    any_model = re.compile("|".join(map(re.escape, models)))
+    order = dict.fromkeys(any_model.findall(json.dumps(notebook["cells"])))
+    waiting = list(order)
+    while waiting:
+        inner = any_model.findall(json.dumps(models[waiting.pop(0)], sort_keys=True))
+        waiting += [key for key in dict.fromkeys(inner) if key not in order]
+        order |= dict.fromkeys(inner)
+    for part in parts:  # what no output shows, such as a bar that was closed, goes
+        part["state"] = {
+            key: part["state"][key] for key in order if key in part["state"]
+        }
+    number = {key: f"{n:032x}" for n, key in enumerate(order)}
+    notebook = json.loads(any_model.sub(lambda m: number[m[0]], json.dumps(notebook)))
+    for part in notebook["metadata"]["widgets"].values():
+        part["state"] = dict(sorted(part["state"].items()))
+    return notebook
 
 
 def execute(stem: str) -> None:
