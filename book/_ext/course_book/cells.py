@@ -16,7 +16,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from .chapters import stem_of
 
-LONG, LONG_EXPORTED = 25, 32  # lines; a longer cell is folded
+LONG, LONG_EXPORTED = 25, 60  # lines; a longer cell is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
