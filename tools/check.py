@@ -142,7 +142,7 @@ def report(check: Check) -> None:
     if len(check.parts) > 1:
         print("   " + ", ".join(f"{n} {t:.0f} s" for n, t in check.times.items()))
     if check.code:
-        print("".join(check.output), flush=True)
+        print("".join(x for x in check.output if " PASSED " not in x), flush=True)
 
 
 def work(lane: list[Check], threads: dict[str, str]) -> None:
