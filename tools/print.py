@@ -17,7 +17,7 @@ import uuid
 import zipfile
 from html import escape
 from pathlib import Path
-from urllib.parse import urldefrag
+from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
 import yaml
@@ -241,7 +241,7 @@ def as_xhtml(title: str, body: str) -> str:
 def pack_images(article: Tag, images: dict[str, Path]) -> None:
     """Images get a name inside the book, the same for the same picture."""
     for image in article.select("img[src]"):
-        path = Path(image["src"].removeprefix("file://"))
+        path = Path(unquote(image["src"].removeprefix("file://")))
         name = hashlib.sha256(path.read_bytes()).hexdigest()[:16] + path.suffix
         images[name], image["src"] = path, f"images/{name}"
 
