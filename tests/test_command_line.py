@@ -645,7 +645,10 @@ ALL_OF_THEM = """
 import contextlib, io, json, shutil, sys, traceback
 from pathlib import Path
 from minillm.command_line import main
-for line in json.loads(sys.argv[1]):
+places = ["8k", "64k", "ro"]
+for place, line in [(p, line) for p in places for line in json.loads(sys.argv[1])]:
+    Path("locked").unlink(missing_ok=True)
+    Path("locked").symlink_to(place)
     heard = io.StringIO()
     with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -653,7 +656,7 @@ for line in json.loads(sys.argv[1]):
         except Exception:
             code = traceback.format_exc()
     last = heard.getvalue().strip().splitlines()[-1:]
-    print(json.dumps([code, *last]))
+    print(json.dumps([place, code, *last]))
     for path in Path("locked").glob("*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 """
@@ -662,24 +665,25 @@ MOUNTS = shutil.which("unshare") and not subprocess.run([*ISOLATED, "true"]).ret
 
 
 @pytest.mark.skipif(not MOUNTS, reason="needs Linux and leave to mount a disk")
-@pytest.mark.parametrize("options", ["size=8k", "size=64k", "ro"])
-def test_a_full_or_read_only_disk_is_told(options, chain, tmp_path):
-    """Every stage that writes, where ./locked is a disk of its own."""
-    (tmp_path / "locked").mkdir()
+def test_a_full_or_read_only_disk_is_told(chain, tmp_path):
+    """Every stage that writes, where ./locked is one of three disks of its own."""
     lines = [line.format(chain=chain[0]).split() for line in WRITERS.values()]
-    script = f'mount -t tmpfs -o {options} none locked && exec "$@"'
+    mounts = {"8k": "size=8k", "64k": "size=64k", "ro": "ro"}
+    parts = [f"mkdir {n} && mount -t tmpfs -o {o} none {n}" for n, o in mounts.items()]
+    script = " && ".join([*parts, 'exec "$@"'])
     work = [sys.executable, "-c", ALL_OF_THEM, json.dumps(lines)]
     command = [*ISOLATED, "sh", "-c", script, "-", *work]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    mend = "free some space" if "size" in options else "a disk that can be written"
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    for name, (code, *last) in zip(WRITERS, found, strict=True):
-        if options == "size=64k" and code == 0:  # little is written, and fits
+    assert len(found) == len(mounts) * len(lines), done.stderr
+    for name, (place, code, *last) in zip(list(WRITERS) * 3, found, strict=True):
+        if place == "64k" and code == 0:  # little is written, and fits
             assert name != "checkpoint"
             continue
-        assert code == 2, (name, code)
+        mend = "a disk that can be written" if place == "ro" else "free some space"
+        assert code == 2, (place, name, code)
         assert last[0].startswith("minillm: ") and "locked" in last[0], (name, last)
-        assert mend in last[0], (name, last)
+        assert mend in last[0], (place, name, last)
 
 
 def test_a_folder_of_somebody_else_is_told(chain, tmp_path, monkeypatch):

@@ -22,9 +22,11 @@ TRAINING = ["09_pretraining", "10_sft"]
 # What each takes on 2 quiet cores: to share them out, and to say how long is left.
 # These may be wrong by half without harm. A notebook that is not listed counts as 12.
 SECONDS = {
-    "tests": 75, "book": 35, "format": 1, "style": 1, "00_welcome": 15, "01_data": 16,
-    "02_tokenizer": 16, "05_decoder_layer": 20, "12_scaling_out": 30,
-    "09_pretraining": 290, "10_sft": 160,
+    "tests": 115, "book": 23, "format": 1, "style": 1, "00_welcome": 25, "01_data": 29,
+    "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 30,
+    "06_transformer": 10, "07_generation": 14, "08_optimization": 14, "11_chat": 11,
+    "12_scaling_out": 32, "appendix_command_line": 7, "appendix_relay": 3,
+    "appendix_run_log": 3, "09_pretraining": 330, "10_sft": 90,
 }  # fmt: skip
 PYTEST = [
     sys.executable,
@@ -59,8 +61,9 @@ class Check:
     def run(self, threads: dict[str, str]) -> None:
         """Run the command, and note in what it says which notebook it has reached."""
         start = self.since = time.time()
-        process = subprocess.Popen(
-            self.command, env=os.environ | threads, text=True, errors="replace",
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(  # each kernel would compile all modules again
+            self.command, env=kept | threads, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         for line in process.stdout:
