@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -111,12 +110,9 @@ def test_colab_fetches_the_course_and_leaves_torch_alone(colab, tmp_path):
     assert what_is_installed(colab[0] / "packages") == before
     (site,) = colab[0].glob("venv/lib/python*/site-packages")
     assert [path.name for path in site.glob("minillm-*.dist-info")]
-    start = time.time()
-    code = (
-        first_cell("03_attention") + "\n" + WHERE
-    )  # no address: nothing is fetched again
-    assert in_colab(colab, tmp_path, code)[0] == found["cwd"]
-    assert time.time() - start < 30
+    code = first_cell("03_attention") + "\n" + WHERE
+    again = in_colab(colab, tmp_path, code)  # no address: nothing is fetched again
+    assert again[0] == found["cwd"]
 
 
 def test_colab_asks_for_the_address(colab, tmp_path):
