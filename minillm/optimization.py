@@ -29,7 +29,7 @@ __all__ = [
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def cross_entropy(
     """How surprised the model is by the token that came, in nats: -log p(label).
 
     logits (..., V) in any float format, labels (...) integers; worked out in float32.
-    Positions labelled `ignore_index` count 0 and get no gradient. "mean" divides by the
+    Positions labeled `ignore_index` count 0 and get no gradient. "mean" divides by the
     number of the others, and is 0 where there are none; "sum" adds; "none" gives (...).
     """
     if logits.shape[:-1] != labels.shape:
@@ -357,8 +357,8 @@ def precision_speeds(
     """Training tokens per second of `model` here, by precision, the fastest first.
 
     The best of `rounds`, taken in turn. With `compiled`, the fastest is then timed
-    under torch.compile too: "bf16, compiled". Needs `model.config.vocab_size`. Leaves
-    weights, gradients and random state alone.
+    under torch.compile too: "bf16, compiled", unless the compiler fails here. Needs
+    `model.config.vocab_size`. Leaves weights, gradients and random state alone.
     """
     device, shape = next(model.parameters()).device, (rows, context)
     random = torch.Generator().manual_seed(0)
@@ -369,7 +369,8 @@ def precision_speeds(
         if compiled:
             best = min(times, key=times.__getitem__)
             both = {best: ways[best], f"{best}, compiled": (torch.compile(model), best)}
-            times |= seconds_in_turn(both, ids, rounds)
+            with suppress(RuntimeError):  # no C++ compiler, or one that fails
+                times |= seconds_in_turn(both, ids, rounds)
     speeds = {name: rows * context / seconds for name, seconds in times.items()}
     return dict(sorted(speeds.items(), key=lambda item: -item[1]))
 

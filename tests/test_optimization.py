@@ -456,6 +456,17 @@ def test_probe_times_the_fastest_once_more_under_compile(monkeypatch):
     assert same(before, model) and all(p.grad is None for p in model.parameters())
 
 
+def test_probe_goes_on_where_the_compiler_fails(monkeypatch):
+    class Broken(torch.nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda model: Broken(1, 1))
+    model = small_transformer()
+    speeds = precision_speeds(model, rows=2, context=8, rounds=1, compiled=True)
+    assert set(speeds) == set(PRECISIONS)
+
+
 @pytest.mark.parametrize(
     "compiled, wanted", [(250, "bf16, compiled"), (215, "bf16"), (20, "bf16")]
 )

@@ -3,6 +3,8 @@
 import math
 import multiprocessing
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -600,3 +602,36 @@ def test_the_number_of_threads_does_not_show_in_the_printed_digits(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 4
+
+
+FAULTS = """
+import resource, sys, torch
+from minillm.pretraining import keep_freed_memory
+torch.set_num_threads(1)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        (torch.ones(6_000_000) + 1).sum()  # 24 MB, freed again
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given, kept, after = faults(), keep_freed_memory(), faults()
+print(int(kept), given, after)
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_step():
+    """Counted in pages that the system must hand out, not in seconds."""
+    told = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    kept, given, after = map(int, told.stdout.split())
+    if not kept:
+        pytest.skip("this C library has no mallopt")
+    assert after < given / 2
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(pretraining.sys, "platform", "darwin")
+    assert pretraining.keep_freed_memory() is False

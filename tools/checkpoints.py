@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("runs/checkpoints")
 LONG = {
     "data": ["--conversations", "24000"],
-    "pretrain": ["--max_steps", "8000", "--eval_steps", "1000", "--save_steps", "1000"],
+    "pretrain": [
+        *("--max_steps", "8000", "--adam_beta2", "0.95"),
+        *("--eval_steps", "1000", "--save_steps", "1000"),
+    ],
     "sft": ["--max_steps", "2400", "--eval_steps", "800"],
 }
 
