@@ -1,7 +1,7 @@
 """Which settings of the default run matter, and what does more of each buy?
 
     python benchmarks/recipe.py                    all runs that recipe.json lacks
-    python benchmarks/recipe.py seed-1 cosine      these runs, again
+    python benchmarks/recipe.py "seed 1" cosine    these runs, again
     python benchmarks/recipe.py --table            no runs: print what recipe.json holds
 
 A run is one line of RUNS: what it changes in the default of `minillm pretrain`. Each is
@@ -45,7 +45,7 @@ from minillm.tokenizer import train_bpe, write_tokens  # noqa: E402
 from minillm.transformer import ModelConfig, Transformer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/recipe.json"
-POINTS = (100, 200, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 15000, 30000)
+POINTS = (1000, 2000, 3000, 4000, 5000)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Plan:
     documents: int = 80_000
     context: int = 160
     rows: int = 12
-    steps: int = 5000
+    steps: int = 6000
     width: int = 128
     layers: int = 4
     init: float = 0.06
@@ -80,27 +80,32 @@ def short(**changes) -> Plan:
     )
 
 
-def sized(width: int, layers: int, steps: int) -> Plan:
-    """A point of the scaling curve."""
-    return Plan(
-        "scaling", steps=steps, width=width, layers=layers, points=(), stories=0
-    )
-
-
-DIALS = {"nano": 640, "medium": 1280, "full": 2560, "chinese": 1280}  # vocabularies
+DIALS = {  # the vocabulary of each, and rows that its documents fit
+    "nano": dict(vocab_size=640),
+    "medium": dict(vocab_size=1280),
+    "full": dict(vocab_size=2560),
+    "chinese": dict(vocab_size=1280),
+    "big": dict(vocab_size=4096, context=208, rows=9),
+}
+TEN_TIMES = dict(steps=60_000, documents=800_000, points=(6000, 15_000, 30_000, 45_000))
+ONE = dict(group="long", seed=1, points=(2000, 4000))
 RUNS = {
-    "seed-0": Plan("default"),
-    "seed-1": Plan("default", seed=1),
-    "seed-2": Plan("default", seed=2),
-    **{
-        f"{dial}, 5,000 steps": Plan("dial", dial, vocab_size=size)
-        for dial, size in DIALS.items()
-    },
-    **{
-        f"{dial}, 600 steps": short(group="early", dial=dial, vocab_size=size)
-        for dial, size in DIALS.items()
-    },
+    "seed 0": Plan("default"),
+    "seed 1": Plan("default", seed=1),
+    "seed 2": Plan("default", seed=2),
+    "5,000 steps": Plan(steps=5000, **ONE),
+    "beta2 0.95": Plan(changes=dict(adam_beta2=0.95), **ONE),
+    "beta2 0.95, 5,000 steps": Plan(steps=5000, changes=dict(adam_beta2=0.95), **ONE),
+    "beta2 0.95, 5,000 steps, rate 4e-3": Plan(
+        steps=5000, changes=dict(adam_beta2=0.95, learning_rate=4e-3), **ONE
+    ),
+    "beta2 0.95, 7,500 steps of 8 rows": Plan(
+        steps=7500, rows=8, changes=dict(adam_beta2=0.95), **ONE
+    ),
+    **{dial: Plan("dial", dial, **own) for dial, own in DIALS.items()},
+    "medium, 60,000 steps": Plan("dial", "medium", **DIALS["medium"], **TEN_TIMES),
     "default": short(),
+    "beta2 0.95, 600 steps": short(adam_beta2=0.95),
     "embedding rate 1": short(embedding_lr_scale=1.0),
     "embedding rate 1, embeddings decay": short(
         embedding_lr_scale=1.0, embedding_decay=0.1
@@ -113,17 +118,9 @@ RUNS = {
     "rate 1e-3": short(learning_rate=1e-3),
     "rate 6e-3": short(learning_rate=6e-3),
     "no walls between documents": short(mask=False),
-    "24 rows, 300 steps": short(rows=24, steps=300, warmup_steps=30),
-    "6 rows, 1200 steps": short(rows=6, steps=1200, warmup_steps=120),
+    "300 steps of 24 rows": short(rows=24, steps=300, warmup_steps=30),
+    "1,200 steps of 6 rows": short(rows=6, steps=1200, warmup_steps=120),
     "no weight decay": short(weight_decay=0.0),
-    **{
-        f"width {width}, {steps} steps": sized(width, layers, steps)
-        for width, layers in ((32, 2), (48, 3), (64, 4), (96, 4))
-        for steps in (150, 300, 600, 1200)
-    },
-    "medium, 3 times the steps": Plan(
-        "dial", "medium", vocab_size=1280, steps=15_000, documents=240_000
-    ),
 }
 
 
