@@ -11,6 +11,8 @@ __all__ = [
     "HUB",
     "HAN",
     "WORD",
+    "SAMPLE",
+    "Download",
     "open_bytes",
     "read_lines",
     "decode",
@@ -25,6 +27,7 @@ __all__ = [
     "read_parquet",
     "read_json",
     "suffix_of",
+    "format_of",
     "read_rows",
     "pick_text",
     "files_in",
@@ -43,6 +46,7 @@ __all__ = [
     "NearDuplicates",
     "deduplicate",
     "held_out",
+    "sample_texts",
     "diversity",
     "entropy",
     "compress",
@@ -66,10 +70,12 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
+from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -77,12 +83,30 @@ from urllib.request import Request, urlopen
 MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memory
 
 
+class Download(io.RawIOBase):
+    """The bytes of a web address, as a file that can be read once, not half unnoticed."""
+
+    def __init__(self, address: str):
+        self.response = urlopen(address, timeout=30)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.response.readinto(buffer)
+        if not count and self.response.length:  # how much is still to come
+            raise EOFError("the connection broke off")
+        return count
+
+
 @contextmanager
 def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
-    """Open a file for bytes; a name that ends in `.gz` is (de)compressed on the way."""
-    opener = gzip.open if str(path).endswith(".gz") else open
+    """Open a file or a web address for bytes; those of a `.gz` are (de)compressed."""
+    web = "://" in str(path)
+    raw = io.BufferedReader(Download(path)) if web else open(path, mode)
+    packed = str(path).endswith(".gz")
     try:
-        with opener(path, mode) as file:
+        with raw, gzip.open(raw, mode) if packed else nullcontext(raw) as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
@@ -124,7 +148,8 @@ def parse_row(line: bytes) -> dict:
     try:
         row = json.loads(decode(line))
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        reason = error.msg.removesuffix(" at")  # as some of them end
+        raise ValueError(f"not JSON: {reason} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not a row: its brackets are nested too deeply") from None
     if not isinstance(row, dict):
@@ -247,9 +272,13 @@ def read_parquet(path: str | Path) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet  # slow to import, and seldom needed
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        with open_bytes(path) as file, TemporaryFile() as copy:
+            if not file.seekable():  # its table of contents stands at its end
+                shutil.copyfileobj(file, copy)
+                file = copy
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole Parquet file: {reason}") from None
@@ -286,14 +315,19 @@ def suffix_of(path: str | Path) -> str:
     return Path(str(path).removesuffix(".gz")).suffix.lower()
 
 
+def format_of(path: str | Path) -> tuple[Callable, Callable]:
+    """The entry of `FORMATS` for a file; the error lists what can be read."""
+    if (suffix := suffix_of(path)) not in FORMATS:
+        known = " ".join(FORMATS)
+        raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
+    return FORMATS[suffix]
+
+
 def read_rows(
     path: str | Path, skip: bool = False, pick: Callable = dict
 ) -> Iterator[dict]:
     """Yield `pick(row)` for every row of a file in any of `FORMATS`, also as `.gz`."""
-    if (suffix := suffix_of(path)) not in FORMATS:
-        known = " ".join(FORMATS)
-        raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
-    find, parse = FORMATS[suffix]
+    find, parse = format_of(path)
     return keep_good(path, find(path), lambda raw: pick(parse(raw)), skip)
 
 
@@ -327,8 +361,8 @@ def read_texts(
     """Yield documents, one at a time, from a file, a folder or a named public set.
 
     `source`: a `.txt`, `.jsonl`, `.json`, `.csv` or `.parquet` file, each also as
-    `.gz`; a folder of them; or a data set's name on the Hugging Face hub, such as
-    `roneneldan/TinyStories`. `column` is where the rows hold their text. With
+    `.gz`; a folder of them; the web address of such a file; or a data set's name on
+    the Hugging Face hub, such as `roneneldan/TinyStories`. `column` is where the rows hold their text. With
     `skip`, bad rows are counted and reported instead of raising `ValueError`.
     """
     if not Path(source).exists():
@@ -402,12 +436,19 @@ HUB = "https://huggingface.co"  # HF_ENDPOINT may name a mirror of it
 def open_public(name: str):
     """The training split of a public set on the Hugging Face hub, as a stream.
 
-    `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several.
+    `owner/set`, or `owner/set:file.jsonl` for one file of a set that has several; or
+    the address of a file anywhere, `https://host/file.jsonl.gz`.
     """
-    place, _, file = name.partition(":")
+    web = "://" in name
+    place, _, file = (name, "", "") if web else name.partition(":")
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise OSError("HF_HUB_OFFLINE is set")
+        if web:
+            from datasets import IterableDataset
+
+            urlopen(name, timeout=4).close()
+            return IterableDataset.from_generator(read_rows, gen_kwargs={"path": name})
         with suppress(HTTPError):  # it refuses this, so it is there
             server = Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
             urlopen(server, timeout=4).close()
@@ -415,9 +456,9 @@ def open_public(name: str):
 
         files = file or None
         return load_dataset(place, data_files=files, split="train", streaming=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = " ".join(str(error).split())[:80]
-    target = Path(file or place).stem + ".jsonl"
+    target = Path((file or place).removesuffix(".gz")).stem + ".jsonl"
     raise ValueError(
         f"{name}: no such file, and no such public set within reach ({reason}); "
         f"where there is a network, run `minillm data convert {name} {target}`"
@@ -435,6 +476,8 @@ def add_rows(rows, file: BinaryIO, state: dict) -> Iterator[dict]:
             row = next(stream)
         except StopIteration:
             return
+        except ValueError:  # a reader's own: it says which row
+            raise
         except Exception as error:  # a broken connection has many names
             reason = (
                 f"interrupted ({type(error).__name__}); what came is kept: run again"
@@ -489,13 +532,15 @@ def go_on(name: str, part: Path, connect: Callable) -> Iterator[dict]:
 def fetch_rows(
     name: str, folder: str | Path | None = None, connect: Callable | None = None
 ) -> Iterator[dict]:
-    """Yield the rows of a public set: from the cache, or while they are fetched.
+    """Yield the rows of a public set or an address: cached, or while they are fetched.
 
     The cache is `folder`, or else `MINILLM_CACHE`, or else `~/.cache/minillm`;
     `connect` opens a set by its name, as `open_public` does.
     """
     place = name.partition(":")[0]
-    if place.count("/") != 1 or suffix_of(place) in FORMATS:
+    if "://" in name:
+        format_of(name)
+    elif place.count("/") != 1 or suffix_of(place) in FORMATS:
         raise FileNotFoundError(f"{name}: no such file or folder")
     folder = folder or os.environ.get("MINILLM_CACHE") or Path.home() / ".cache/minillm"
     path = Path(folder) / (re.sub(r"[^\w.-]+", "--", name) + ".jsonl")
@@ -603,6 +648,29 @@ def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:
     """
     digest = hashlib.blake2b((salt + text).encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+SAMPLE = 32_000_000  # bytes of text that are looked at closely
+
+
+def sample_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
+    """Texts of at most `SAMPLE` bytes, and how many texts and bytes there were in all.
+
+    All, or else a share by their digests: so all copies of a text, or none of them.
+    """
+    kept, held, share, count, total = [], 0, 1.0, 0, 0
+    for count, text in enumerate(texts, 1):
+        size = len(text.encode("utf-8"))
+        total += size
+        if held_out(text, share):
+            kept.append(text)
+            held += size
+        if held > SAMPLE and len(kept) > 1:
+            share /= 2
+            half = [text for text in kept if held_out(text, share)]
+            kept = half or kept[: len(kept) // 2]  # these were all the same
+            held = sum(len(text.encode("utf-8")) for text in kept)
+    return kept, count, total
 
 
 # %%

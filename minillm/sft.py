@@ -333,7 +333,8 @@ def parse_conversation(raw: bytes | dict) -> dict:
     try:
         row = json.loads(decode(raw)) if isinstance(raw, bytes) else raw
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        reason = error.msg.removesuffix(" at")  # as some of them end
+        raise ValueError(f"not JSON: {reason} at column {error.colno}") from None
     rest = row if isinstance(row, dict) else {}
     return {**rest, "conversations": as_messages(row)}
 

@@ -1,13 +1,17 @@
 """Little World's conversations: each kind, what it needs, what its judge accepts."""
 
+import doctest
+import math
+import random
 import re
 from collections import Counter
 
 import pytest
-from littleworld import World, judge
+from littleworld import World, conversations, judge, plots
 from littleworld.conversations import (
     IN_CONTEXT,
     LATER,
+    SHORT,
     TOPICS,
     draw,
     kinds_in_turn,
@@ -15,7 +19,7 @@ from littleworld.conversations import (
     spell_out,
     wordings,
 )
-from littleworld.engine import parse_template
+from littleworld.engine import Writer, parse_template, read
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +160,99 @@ def test_bad_wishes_are_refused_politely(world):
         assert texts_of(row)[-1] == "I am sorry, I will not help with that."
 
 
-def test_every_novelty_has_questions(world):
-    import random
+def stories_in(row):
+    """(place, text) of the stories that the assistant tells before its last answer."""
+    return [(n, text) for n, text in enumerate(texts_of(row)[1:-2:2]) if text[90:]]
 
+
+def reads(world, text, kind):
+    """Does the reader of documents, as an oracle, accept it as one of this kind?"""
+    return world.score(text) < math.inf and world.check(text).kind == kind
+
+
+def test_any_question_may_follow_a_story_that_the_assistant_told():
+    world, told = World("medium"), Counter()
+    for kind in TOPICS:
+        for row in rows_of(world, kind):
+            assert judge(row, texts_of(row)[-1])
+            told[kind] += len(stories_in(row))
+            assert all(reads(world, text, "story") for _, text in stories_in(row))
+    assert all(3 <= told[kind] <= 20 for kind in (*SHORT, "story", "refusal")), told
+    nano = World("nano")  # too small for that
+    assert not any(stories_in(row) for row in rows_of(nano, "fact"))
+
+
+def test_questions_about_an_own_story_are_answered_by_it():
+    """The story with question and answer is a document, and with another is not."""
+    world, asked, others = World("medium"), Counter(), 0
+    for split in ("train", "test"):
+        rows = rows_of(world, "own_story", 40, split)
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+            ((place, story),), texts = stories_in(row), texts_of(row)
+            later = texts[2 * place + 2 :]
+            pages = [
+                f"{story}\nQ: {question} A: {reply}"
+                for question, reply in zip(later[::2], later[1::2], strict=True)
+            ]
+            about = [page for page in pages if reads(world, page, "story_questions")]
+            assert pages[-1] in about and judge(row, texts[-1])
+            assert len(set(about)) == len(about) and not judge(row, story)
+            asked[len(about)] += 1
+            others += len(pages) - len(about)
+            strange = pages[-1].replace(story, stories_in(other)[0][1])
+            asked["strange"] += world.score(strange) < math.inf
+    assert asked[1] > asked[2] > 10 and others > 10, asked
+    assert asked["strange"] < 10  # few answers fit another story too
+
+
+def translations(world, text, language):
+    """The translation of every derivation of a story."""
+
+    def told(t):
+        t.language, t.record = language, []
+        plots.story(t)
+
+    for reader in read(told, world, text):
+        writer = Writer(world, random.Random(0))
+        writer.language = "zh" if language == "en" else "en"
+        for template, writer.state, chosen in reader.record:
+            writer.retell(template, chosen)
+        yield writer.text
+
+
+@pytest.mark.parametrize("dial", ["full", "big"])
+def test_a_story_has_one_translation(dial):
+    """As documents of the kind `retold` hold it; a fifth is kept for the test."""
+    world, ways, known = World(dial), Counter(), set()
+    for split in ("train", "test"):
+        for row in rows_of(world, "retold", 16, split):
+            wish, story = texts_of(row)[0].split("\n")
+            language = "en" if story.isascii() else "zh"
+            (other,) = set(translations(world, story, language))
+            assert row["answers"] == [other] and judge(row, other)
+            assert not judge(row, other[:-1]) and not judge(row, story)
+            assert reads(world, story, "story") and reads(world, other, "story")
+            ways[wish] += 1
+            if dial == "big":
+                again = {"en": "The same in Chinese:", "zh": "同一个故事的英文："}
+                page = f"{story}\n{again[language]}\n{other}"
+                assert reads(world, page, "retold")
+            (known.add if split == "train" else known.discard)(story)
+    assert ways.keys() == {"Translate into Chinese:", "翻译成英文："}
+    assert min(ways.values()) > 5 and len(known) == 16
+
+
+def test_who_speaks_one_language_is_asked_for_no_translation():
+    for dial in ("nano", "small", "medium", "chinese"):
+        assert not {"translation", "retold"} & set(World(dial).dial["conversations"])
+
+
+def test_the_examples_of_the_docstrings_are_right():
+    found = doctest.testmod(conversations)
+    assert found.attempted and not found.failed
+
+
+def test_every_novelty_has_questions(world):
     rng = random.Random(0)
     for kind in set(world.dial["conversations"]) & set(TOPICS):
         for novelty in ("trained", "new prompt", "never asked"):

@@ -25,6 +25,7 @@ from minillm.data import (
     read_jsonl,
     read_rows,
     read_texts,
+    sample_texts,
     summarize,
     write_atomic,
     write_jsonl,
@@ -78,7 +79,7 @@ def test_rows_are_what_datasets_reads(tmp_path):
 
 
 BAD_LINES = {
-    b'{"text": "cut': "not JSON: Unterminated string",
+    b'{"text": "cut': "not JSON: Unterminated string starting at column 10",
     b'["a list"]': "type list, where an object",
     b'{"text": "\xff"}': 'byte 0xff after \'{"text": "\' is not UTF-8',
     b'{"story": "x"}': "no column 'text'; the columns are: story",
@@ -319,6 +320,26 @@ def test_the_split_keeps_repeats_on_one_side():
     assert held_out("story 1", share=0.5) == held_out("story 1", share=0.5)
 
 
+def test_a_sample_is_everything_or_a_share_with_all_copies(monkeypatch):
+    texts = [f"story number {number % 5000}" for number in range(10_000)]
+    assert sample_texts(texts) == (texts, 10_000, sum(map(len, texts)))
+    monkeypatch.setattr(data, "SAMPLE", 20_000)
+    kept, count, size = sample_texts(texts)
+    assert (count, size) == (10_000, sum(map(len, texts)))
+    assert 400 < len(kept) and sum(map(len, kept)) <= 20_000
+    assert summarize(kept)["duplicates"] * 2 == len(kept)  # every text stands twice
+    kept, count, _ = sample_texts(["the same again"] * 10_000)
+    assert count == 10_000 and summarize(kept)["duplicates"] == len(kept) - 1 > 500
+    assert sample_texts(["x" * 30_000] * 3)[0] == ["x" * 30_000]
+
+
+def test_a_sample_of_a_large_corpus_leaves_the_memory_flat(monkeypatch):
+    monkeypatch.setattr(data, "SAMPLE", 1_000_000)
+    texts = (f"{number} {'x' * 10_000}" for number in range(10_000))  # 100 MB
+    (kept, count, size), peak = peak_of(lambda: sample_texts(texts))
+    assert count == 10_000 and size > 100e6 and 40 < len(kept) < 101 and peak < 3e6
+
+
 def test_deduplicate_keeps_the_first():
     assert list(deduplicate(["b", "a", "b", "c", "a"])) == ["b", "a", "c"]
 
@@ -480,6 +501,80 @@ def test_a_server_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="within reach .*timed out.*minillm data"):
             next(read_texts("owner/set"))
         assert time.monotonic() - begin < 12
+
+
+# ------------------------------------------------------ files at an address
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder, and the address at which a server on this machine shows it."""
+    import threading
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(SimpleHTTPRequestHandler):
+        def copyfile(self, source, output):
+            data = source.read()
+            output.write(data[: len(data) - cut["bytes"]])  # and then it hangs up
+
+        def log_message(self, *_):
+            pass
+
+    folder, cut = tmp_path / "site", {"bytes": 0}
+    folder.mkdir()
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    handler = partial(Handler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}", cut
+        server.shutdown()
+
+
+def test_every_format_is_read_from_an_address_too(site):
+    folder, address, _ = site
+    for path in write_all(folder):
+        for _ in range(2):  # from the server, then from the cache
+            assert list(read_texts(f"{address}/{path.name}")) == TEXTS, path.name
+        path.unlink()
+        assert list(read_texts(f"{address}/{path.name}")) == TEXTS, path.name
+
+
+def test_what_is_wrong_at_an_address_is_told_in_one_line(site, monkeypatch):
+    folder, address, _ = site
+    (folder / "bad.jsonl").write_text('{"text": "good"}\n{"text": "cut')
+    for source, reason in {
+        "bad.jsonl": "bad.jsonl, line 2: not JSON: Unterminated",
+        "none.jsonl.gz": f"404.*minillm data convert {address}/none.jsonl.gz none.jsonl$",
+        "page.html": r"unknown format '\.html'; known are \.jsonl",
+        "a b.jsonl": "within reach .*control characters",
+    }.items():
+        with pytest.raises(ValueError, match=reason) as caught:
+            list(read_texts(f"{address}/{source}"))
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set.*data convert https://"):
+        list(read_texts("https://example.org/x.txt"))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.txt.gz", "x.jsonl", "x.parquet"])
+def test_a_download_that_breaks_off_is_never_used(site, name):
+    folder, address, cut = site
+    texts = [f"text number {index}" for index in range(2000)]
+    text = "\n<|endoftext|>\n".join(texts)
+    (folder / "x.txt").write_text(text)
+    (folder / "x.txt.gz").write_bytes(gzip.compress(text.encode()))
+    write_jsonl(({"text": text} for text in texts), folder / "x.jsonl")
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([{"text": text} for text in texts])
+    pyarrow.parquet.write_table(table, folder / "x.parquet")
+    cut["bytes"] = 3000
+    with pytest.raises(ValueError, match="damaged or cut short: the connection broke"):
+        list(read_texts(f"{address}/{name}"))
+    cut["bytes"] = 0
+    assert list(read_texts(f"{address}/{name}")) == texts
 
 
 # ------------------------------------------------------------- very bad input

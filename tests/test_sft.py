@@ -326,6 +326,7 @@ def test_alpaca_input_follows_the_instruction():
     ("line", "fault"),
     [
         ("{oops", "not JSON|Expecting"),
+        ('[{"role": "us', "not JSON: Unterminated string starting at column 11"),
         ('{"text": "a story"}', "none of the known formats.*text"),
         ("3", "none of the known formats"),
         ('{"conversations": []}', "empty conversation"),

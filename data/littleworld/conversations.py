@@ -43,9 +43,10 @@ CONTEXTS = {
 # How often training has a kind or a topic, beside 1 for the others: more of what takes
 # longer to learn. A test has as many of each kind.
 WEIGHTS = {"story": 5, "greeting": 2, "again": 2, "story_question": 2}
-WEIGHTS |= {"story_toy": 3, "story_end": 3}
+WEIGHTS |= {"own_story": 2, "story_toy": 3, "story_end": 3}
+TOLD = 0.15  # how often a question has a story of the assistant's before it
 # Kinds that ask for nothing but what stands in the conversation itself.
-IN_CONTEXT = (*CONTEXTS, "again", "shorter", "recall")
+IN_CONTEXT = (*CONTEXTS, "again", "shorter", "recall", "own_story")
 SHORT = ("greeting", "fact", "opposite", "day", "sum", "counting", "town", "unknown")
 
 
@@ -210,20 +211,26 @@ def answer(writer, text, group, earlier=()):
 
 def request_story(world, question, language, seed, text):
     """A story that fits a request, and its constraints."""
+    writer, needs = write_story(world, question, language, seed)
+    return Exchange(text, writer.text, needs)
+
+
+def write_story(world, question, language, seed):
+    """The writer of a story that fits a request, and what its judge needs."""
     forced = dict(question.slots)
     ending = forced.pop("ending", None)
     if "toy" in forced:
         fitting = [plot for plot in world.dial["plots"] if plot in plots.WITH_TOY]
         forced["plot"] = pick(random.Random(seed), fitting)
     ends = tails(world, ending, language)
-    stories = (
-        world.story(f"{seed}/story{'/again' * turn}", forced, language).text
+    writers = (
+        world.write(f"{seed}/story{'/again' * turn}", plots.story, forced, language)
         for turn in itertools.count()
     )
-    story = next(story for story in stories if story.endswith(ends))
+    writer = next(writer for writer in writers if writer.text.endswith(ends))
     words = {s: item.form("en") for s, item in forced.items() if s != "plot"}
     needs = {"story": words, "dial": world.dial_name}
-    return Exchange(text, story, needs | ({"ends": ends} if ending else {}))
+    return writer, needs | ({"ends": ends} if ending else {})
 
 
 def tails(world, ending, language):
@@ -240,17 +247,26 @@ def ask_about(world, kind, language, seed):
     """Tell a text, and ask about it."""
     program, section = CONTEXTS[kind]
     writer = world.write(f"{seed}/{kind}", program, language=language)
-    told = writer.text
-    topics = [
+    topics = answerable(writer, section)
+    topic = topics[int(writer.random() * len(topics))]
+    return ask_topic(writer, section, topic, [writer.text, "\n"])
+
+
+def answerable(writer, section):
+    """The questions that what was told answers."""
+    return [
         topic
-        for topic in world.topics(f"ask_{section}")
+        for topic in writer.world.topics(f"ask_{section}")
         if writer.knows(f"ask_{section}.{topic}")
         and writer.knows(f"reply_{section}.{topic}")
     ]
-    topic = topics[int(writer.random() * len(topics))]
-    writer.pieces, writer.join = [told, "\n"], ""
+
+
+def ask_topic(writer, section, topic, before=(), earlier=()):
+    """Ask this about what the writer has told, after the text `before`."""
+    writer.pieces, writer.join = list(before), ""
     writer.tell(f"ask_{section}.{topic}")
-    return answer(writer, writer.text, f"reply_{section}.{topic}")
+    return answer(writer, writer.text, f"reply_{section}.{topic}", earlier)
 
 
 def follow_up(world, rng, language, novelty, seed):
@@ -304,6 +320,52 @@ def shorter(world, rng, language, novelty, seed):
     return answer(writer, text, f"short.{plot}", said)
 
 
+def told_story(world, rng, language, novelty, seed):
+    """A wish for a story and the story, as messages, and the story's writer."""
+    question = draw(world, rng, "story", novelty)
+    wish = Writer(world, rng, question.slots)
+    wish.language = language
+    wish.say(wordings(world, f"ask.{question.topic}")[question.wording])
+    writer, _ = write_story(world, question, language, seed)
+    return messages(wish.text, writer.text), writer
+
+
+def own_story(world, rng, language, novelty, seed):
+    """The assistant tells a story, goes on talking, and is asked about it."""
+    turns = pick(rng, (0, 0, 1, 2))
+    said, place = [], pick(rng, range(turns + 1))
+    for turn in range(place):
+        said += small_talk(world, rng, language, f"{seed}/{turn}")
+    told, writer = told_story(world, rng, language, novelty, seed)
+    said, topics = said + told, answerable(writer, "story")
+    for turn in range(place, turns):
+        if rng.random() < 0.5:
+            said += small_talk(world, rng, language, f"{seed}/{turn}")
+        else:
+            topics.remove(topic := pick(rng, topics))
+            asked = ask_topic(writer, "story", topic)
+            said += messages(asked.text, asked.answer)
+    return ask_topic(writer, "story", pick(rng, topics), earlier=said)
+
+
+def retold(world, rng, language, novelty, seed):
+    """A whole story, and the same in the other language; a fifth is for the test."""
+    other = "zh" if language == "en" else "en"
+    text = say(world, rng, language, "follow.translate")
+    for turn in itertools.count():
+        writer = Writer(world, random.Random(f"{seed}/retold/{turn}"))
+        writer.language, writer.record = language, []
+        plots.story(writer)
+        held_out = rank(writer.text)[0] < HELD_OUT * 256
+        if held_out == (novelty != "trained"):
+            break
+    text, sentences = f"{text}\n{writer.text}", writer.record
+    writer.language, writer.pieces, writer.join = other, [], ""
+    for template, writer.state, chosen in sentences:
+        writer.retell(template, chosen)
+    return Exchange(text, writer.text, {"answers": [writer.text]})
+
+
 def recall(world, rng, language, novelty, seed):
     """Somebody says a name, talks of other things, and asks for the name."""
     while True:
@@ -341,7 +403,7 @@ def translate(world, rng, language, novelty):
 
 
 # Kinds that need what was said before.
-LATER = {"follow_up": follow_up, "again": again, "shorter": shorter, "recall": recall}
+LATER = {made.__name__: made for made in (follow_up, again, shorter, recall, own_story)}
 
 
 def exchange(world, rng, kind, language, novelty, seed):
@@ -352,6 +414,8 @@ def exchange(world, rng, kind, language, novelty, seed):
         return LATER[kind](world, rng, language, novelty, seed)
     if kind == "translation":
         return translate(world, rng, language, novelty)
+    if kind == "retold":
+        return retold(world, rng, language, novelty, seed)
     return ask(world, draw(world, rng, kind, novelty), language, seed)
 
 
@@ -377,8 +441,12 @@ def conversation(world, seed, split="train", kind=None):
     novelty = choose_novelty(rng, split, kind)
     said = []
     if kind in TOPICS:  # the others have something before them anyway, or a text
-        for turn in range(pick(rng, (0, 0, 1, 2))):
-            said += small_talk(world, rng, language, f"{seed}/{turn}")
+        told = "own_story" in kinds and rng.random() < TOLD
+        if told:
+            said, _ = told_story(world, rng, language, "trained", f"{seed}/told")
+        if not (told and kind == "story"):  # two stories fill the context
+            for turn in range(pick(rng, (0, 0, 1, 2))):
+                said += small_talk(world, rng, language, f"{seed}/{turn}")
     last = exchange(world, rng, kind, language, novelty, seed)
     return {
         "conversations": said + last.earlier + messages(last.text, last.answer),
@@ -442,7 +510,7 @@ def world_of(dial):
 
 
 def judge(example, reply):
-    """Is the reply right? Exactly: one of the answers, or a story that was asked for.
+    r"""Is the reply right? Exactly: one of the answers, or a story that was asked for.
 
     Example:
         >>> judge({"answers": ["6 5 4."]}, " 6 5 4.\n")
