@@ -6,14 +6,17 @@
 Ours is the trainer of chapter 09 with everything on: documents packed behind a mask,
 gradients clipped, the rate set, losses counted. Beside it stand loops as nanoGPT and
 most scripts around transformers' Llama have them: rows cut from one line of tokens, no
-mask, torch's fused AdamW. Each in its default (float32) and under bf16 autocast. They
-take turns in every round; the median of the rounds' ratios is printed, because a ratio
-moves less than a time on a busy machine, and CPU seconds are counted, not the clock's.
+mask, torch's fused AdamW. Each in its default (float32) and under bf16 autocast, and
+each in a process of its own, because our trainer sets how the C library keeps memory.
+They take turns in every round; the median of the rounds' ratios is printed, because a
+ratio moves less than a time on a busy machine, and CPU seconds are counted, not the
+clock's.
 Padding does not count as a token. Then a table: where the time of our step goes, and
 what part of one large matrix product's FLOP/s the whole reaches.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -56,7 +59,7 @@ def our_steps(
     settings = TrainingConfig(
         str(folder), 10**6, rows, context_length=context, precision=precision
     )
-    words = train_bpe(["a small text"], 260)
+    words = train_bpe(["a small text"], 259)
     run = Trainer(Transformer(config), words, settings, Documents())
 
     def step() -> int:
@@ -90,17 +93,45 @@ def plain_steps(
     return step
 
 
-def rates(steps: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+def make_steps(
+    name: str, config: ModelConfig, rows: int, context: int, precision: str, folder: str
+) -> Callable[[], int]:
+    """The step of the contender of this name."""
+    torch.manual_seed(0)
+    if name == "ours":
+        return our_steps(config, rows, context, precision, Path(folder))[0]
+    model = GPT(config) if name == "nanoGPT" else TheirLlama(Transformer(config))
+    return plain_steps(model.train(), rows, context, precision)
+
+
+def serve(pipe, threads: int, *contender) -> None:
+    """In a process of its own: train for some CPU seconds whenever asked."""
+    torch.set_num_threads(threads)
+    step = make_steps(*contender)
+    step()  # warm
+    while seconds := pipe.recv():
+        start, tokens = time.process_time(), 0
+        while time.process_time() - start < seconds:
+            tokens += step()
+        pipe.send(tokens / (time.process_time() - start))
+
+
+def rates(contenders: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
     """Tokens a second of each, a list over rounds in which they take turns."""
-    for step in steps.values():
-        step()  # warm
-    found = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start, tokens = time.process_time(), 0
-            while time.process_time() - start < 0.8:
-                tokens += step()
-            found[name].append(tokens / (time.process_time() - start))
+    start, pipes = multiprocessing.get_context("spawn"), {}
+    for name, contender in contenders.items():
+        pipes[name], theirs = start.Pipe()
+        given = (theirs, torch.get_num_threads(), *contender)
+        start.Process(target=serve, args=given, daemon=True).start()
+    found = {name: [] for name in pipes}
+    for turn in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send(0.8)
+            speed = pipe.recv()
+            if turn > 0:  # the first makes the model, and warms it
+                found[name].append(speed)
+    for pipe in pipes.values():
+        pipe.send(0)
     return found
 
 
@@ -159,26 +190,27 @@ def compare(width: int, layers: int, context: int, rows: int, rounds: int) -> No
     )  # fmt: skip
     print(f"\nhidden {width}, {layers} layers, {rows} rows of {context}, vocab {VOCAB}")
     with tempfile.TemporaryDirectory() as folder:
-        steps, runs = {}, {}
-        for precision in ("float32", "medium", "bf16"):
-            name = f"ours, {precision}"
-            place = Path(folder) / precision
-            steps[name], runs[name] = our_steps(config, rows, context, precision, place)
-        for precision in ("float32", "bf16"):
-            llama = TheirLlama(Transformer(config)).train()
-            for name, model in (("nanoGPT", GPT(config)), ("transformers", llama)):
-                step = plain_steps(model, rows, context, precision)
-                steps[f"{name}'s loop, {precision}"] = step
-        found = rates(steps, rounds)
-        ours = max(runs, key=lambda name: statistics.median(found[name]))
+        ways = [("ours", p) for p in ("float32", "medium", "bf16")]
+        ways += [
+            (n, p) for p in ("float32", "bf16") for n in ("nanoGPT", "transformers")
+        ]
+        contenders = {
+            f"{name}, {precision}": (
+                name, config, rows, context, precision, f"{folder}/{precision}"
+            )
+            for name, precision in ways
+        }  # fmt: skip
+        found = rates(contenders, rounds)
+        own = [name for name in found if name.startswith("ours")]
+        ours = max(own, key=lambda name: statistics.median(found[name]))
         for name, speeds in found.items():
             ratios = [a / b for a, b in zip(found[ours], speeds, strict=True)]
             print(
                 f"  {name:28}{statistics.median(speeds):9,.0f} tokens/s"
                 f"{statistics.median(ratios):8.2f}x slower than our best"
             )
-        run = runs[ours]
-        precision = run.progress.precision
+        precision = ours.partition(", ")[2]
+        run = our_steps(config, rows, context, precision, Path(folder) / "parts")[1]
         work = 3 * count_flops(config, context) * statistics.median(found[ours])
         top = ceiling(precision)
         print(

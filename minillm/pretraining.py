@@ -726,7 +726,8 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt"):
         return False
-    return all([library.mallopt(-3, 1 << 25), library.mallopt(-1, (1 << 31) - 1)])
+    large = library.mallopt(-3, 1 << 30) or library.mallopt(-3, 1 << 25)  # old: 32 MB
+    return bool(large and library.mallopt(-1, (1 << 31) - 1))
 
 
 # %%
