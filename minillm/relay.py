@@ -127,11 +127,11 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 def last_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:
     """The newest checkpoint that is whole, and its state; damaged ones are named."""
     found = list_checkpoints(folder)
-    for path in reversed(found):
+    for older, path in reversed(list(enumerate(found))):
         try:
             return path, read_checkpoint(path)
         except ValueError as error:
-            print(f"{error}; going back to the one before")
+            print(f"{error}; going back to the one before" if older else error)
     if found:
         raise ValueError(f"none of the {len(found)} checkpoints is whole")
     return None
