@@ -91,6 +91,7 @@ from minillm.data import (
     files_in,
     held_out,
     read_texts,
+    sample_texts,
     summarize,
     write_atomic,
     write_jsonl,
@@ -192,13 +193,19 @@ def inspect_data(
     """Say what is in a corpus: lengths, words, repeats, how far it compresses.
 
     Args:
-        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        source: file (.txt .jsonl .json .csv .parquet), folder, address or public set
         column: the column that holds the text
         skip: count bad rows instead of stopping at the first
         other: a second corpus, such as the validation file: how many texts are in both
         near: count texts that are at least so like an earlier one, such as 0.8
     """
-    texts = list(read_texts(source, column, skip))
+    from tqdm import tqdm
+
+    stream = read_texts(source, column, skip)
+    texts, count, size = sample_texts(tqdm(stream, unit=" texts", disable=None))
+    if len(texts) < count:
+        say(f"{'in all':16} {count} texts, {size} bytes")
+        say(f"{'sampled':16} {len(texts)} texts, by their digests; of these:\n")
     for name, value in summarize(texts).items():
         say(
             f"{name:16} {value if isinstance(value, (int, float)) else ' '.join(value)}"
@@ -212,7 +219,8 @@ def inspect_data(
         say(f"{name:16} {bits:.3f} bits per byte")
     if other:
         both = sum(map(set(texts).__contains__, read_texts(other, column, skip)))
-        say(f"{'in both':16} {both} texts of {other}")
+        within = " are in the sample" if len(texts) < count else ""
+        say(f"{'in both':16} {both} texts of {other}{within}")
     say("\nthe first three texts:")
     for text in texts[:3]:
         say(
@@ -234,7 +242,7 @@ def convert_data(
     """Read texts in any format and write them as JSONL.
 
     Args:
-        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        source: file (.txt .jsonl .json .csv .parquet), folder, address or public set
         target: the .jsonl or .jsonl.gz file to write
         column: the column that holds the text
         skip: count bad rows instead of stopping at the first
@@ -263,7 +271,7 @@ def split_data(
     """Read texts in any format and write train.jsonl and validation.jsonl.
 
     Args:
-        source: .txt, .jsonl, .json, .csv or .parquet file, folder, or public set
+        source: file (.txt .jsonl .json .csv .parquet), folder, address or public set
         output: folder to write to
         column: the column that holds the text
         skip: count bad rows instead of stopping at the first

@@ -84,7 +84,7 @@ MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memo
 
 
 class Download(io.RawIOBase):
-    """The bytes of a web address, as a file that can be read once, not half unnoticed."""
+    """The bytes at a web address, as a file; one that breaks off is an error."""
 
     def __init__(self, address: str):
         self.response = urlopen(address, timeout=30)
@@ -362,8 +362,9 @@ def read_texts(
 
     `source`: a `.txt`, `.jsonl`, `.json`, `.csv` or `.parquet` file, each also as
     `.gz`; a folder of them; the web address of such a file; or a data set's name on
-    the Hugging Face hub, such as `roneneldan/TinyStories`. `column` is where the rows hold their text. With
-    `skip`, bad rows are counted and reported instead of raising `ValueError`.
+    the Hugging Face hub, such as `roneneldan/TinyStories`. `column` is where the
+    rows hold their text. With `skip`, bad rows are counted and reported instead of
+    raising `ValueError`.
     """
     if not Path(source).exists():
         yield from read_public(str(source), column)
@@ -659,9 +660,9 @@ def sample_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     All, or else a share by their digests: so all copies of a text, or none of them.
     """
     kept, held, share, count, total = [], 0, 1.0, 0, 0
-    for count, text in enumerate(texts, 1):
+    for text in texts:
         size = len(text.encode("utf-8"))
-        total += size
+        count, total = count + 1, total + size
         if held_out(text, share):
             kept.append(text)
             held += size

@@ -268,6 +268,19 @@ def test_inspect_and_convert(tmp_path):
     assert rows == [{"text": "One fish."}, {"text": "Two fish."}]
 
 
+def test_inspect_says_what_it_sampled(tmp_path, monkeypatch):
+    texts = (f"fish number {number}\n<|endoftext|>\n" for number in range(3000))
+    (tmp_path / "x.txt").write_text("".join(texts))
+    monkeypatch.setattr("minillm.data.SAMPLE", 20_000)
+    code, out, _ = run("data inspect x.txt --other x.txt", folder=tmp_path)
+    assert code == 0
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:3] if line)
+    assert lines["in"].split()[1] == "3000" and "digests; of these" in lines["sampled"]
+    number = int(lines["sampled"].split()[0])
+    assert 500 < number < 1100 and f"documents        {number}\n" in out
+    assert f"{number} texts of x.txt are in the sample" in out
+
+
 def test_split_keeps_copies_on_one_side(tmp_path):
     texts = [f"fish {number % 200}\n<|endoftext|>\n" for number in range(400)]
     (tmp_path / "x.txt").write_text("".join(texts))
@@ -419,6 +432,11 @@ BROKEN = {
         ["remember=-1", "0 or more"],
     ),
     "public set offline": (None, "data inspect no/set", ["no/set", "network"]),
+    "address offline": (
+        None,
+        "data inspect https://a.b/x.jsonl.gz",
+        ["https://a.b/x.jsonl.gz", "network", "minillm data convert"],
+    ),
     "vocabulary under 256": (
         None,
         "tokenizer train --vocab_size 200",
