@@ -243,7 +243,7 @@ STYLE = """<style>
 .mini-chat .user {background: #cfe4f7; margin-left: auto}
 .mini-chat .assistant {background: #ececec}
 .mini-chat .note {background: #fff3c4; font-size: 12px}
-.mini-chat .forgotten {opacity: .55}
+.mini-chat .forgotten {color: #555; font-style: italic}
 .mini-chat b {font-size: 12px; padding: 1px 6px; border-radius: 8px; margin-left: 6px}
 .mini-chat .right {background: #cdeccd; color: #0b4a0b}
 .mini-chat .wrong {background: #f7d0c8; color: #6d1200}

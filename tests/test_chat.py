@@ -1,6 +1,7 @@
 """Chapter 11: turns and their cache, a full context, what a chat window shows."""
 
 import gc
+import re
 import threading
 import time
 from dataclasses import replace
@@ -419,6 +420,34 @@ def test_every_control_has_a_label(chat):
     chat.messages = [{"role": "user", "content": "Hi!"}]
     assert "role='log' aria-label='conversation'" in chat_html(chat)
     assert "role='group' aria-label='user'" in chat_html(chat)
+
+
+def luminance(color):
+    """How bright "#rgb" or "#rrggbb" is, as WCAG 2 measures it."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    shares = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+    linear = [((s + 0.055) / 1.055) ** 2.4 if s > 0.04 else s / 12.92 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(ink, ground):
+    dark, light = sorted(map(luminance, (ink, ground)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_letter_of_a_conversation_can_be_read():
+    """4.5 to 1, on light and dark pages alike: each ink has a ground of its own."""
+    rules = dict(re.findall(r"\.mini-chat (?:\.)?(\w+) \{([^}]*)\}", module.STYLE))
+    ink = {
+        name: re.findall(r"[; ]?color: (#\w+)", rule) for name, rule in rules.items()
+    }
+    ground = {n: re.findall(r"background: (#\w+)", rule) for n, rule in rules.items()}
+    assert "opacity" not in module.STYLE and ink["forgotten"] and ink["div"]
+    for place in ("user", "assistant", "note"):
+        for letters in ink["div"] + ink["forgotten"]:
+            assert contrast(letters, ground[place][0]) > 4.5, (place, letters)
+    for mark in ("right", "wrong"):
+        assert contrast(ink[mark][0], ground[mark][0]) > 4.5
 
 
 # ---------------------------------------------------------------- the terminal
