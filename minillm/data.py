@@ -14,8 +14,8 @@ __all__ = [
     "SAMPLE",
     "Download",
     "open_bytes",
-    "read_lines",
     "decode",
+    "read_lines",
     "parse_row",
     "keep_good",
     "read_jsonl",
@@ -45,9 +45,9 @@ __all__ = [
     "summarize",
     "NearDuplicates",
     "deduplicate",
+    "diversity",
     "held_out",
     "sample_texts",
-    "diversity",
     "entropy",
     "compress",
     "bits_per_byte",
@@ -79,10 +79,8 @@ from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+
 # %%
-MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memory
-
-
 class Download(io.RawIOBase):
     """The bytes at a web address, as a file; one that breaks off is an error."""
 
@@ -112,6 +110,20 @@ def open_bytes(path: str | Path, mode: str = "rb") -> Iterator[BinaryIO]:
         raise ValueError(f"{path} is damaged or cut short: {error}") from None
 
 
+def decode(raw: bytes) -> str:
+    """UTF-8 bytes -> text; the error says which byte is wrong, and after what."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = raw[max(0, error.start - 20) : error.start].decode("utf-8", "ignore")
+        reason = f"byte 0x{raw[error.start]:02x} after {before!r} is not UTF-8"
+        raise ValueError(f"{reason}: save the file as UTF-8") from None
+
+
+# %%
+MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memory
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM.
 
@@ -128,17 +140,6 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line := line.rstrip(b"\r\n"):
                 yield number, line
-
-
-# %%
-def decode(raw: bytes) -> str:
-    """UTF-8 bytes -> text; the error says which byte is wrong, and after what."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = raw[max(0, error.start - 20) : error.start].decode("utf-8", "ignore")
-        reason = f"byte 0x{raw[error.start]:02x} after {before!r} is not UTF-8"
-        raise ValueError(f"{reason}: save the file as UTF-8") from None
 
 
 def parse_row(line: bytes) -> dict:
@@ -188,7 +189,6 @@ def keep_good(
         print(f"{path}: kept {kept}{tail}", file=sys.stderr)
 
 
-# %%
 def read_jsonl(path: str | Path, skip: bool = False) -> Iterator[dict]:
     """Yield the objects of a JSONL file (`.jsonl` or `.jsonl.gz`), one a line.
 
@@ -216,7 +216,6 @@ def parse_text(raw: bytes) -> dict:
     return {"text": decode(raw)}
 
 
-# %%
 def read_documents(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """First line numbers and documents of a `.txt` file, divided by `<|endoftext|>`.
 
@@ -331,7 +330,6 @@ def read_rows(
     return keep_good(path, find(path), lambda raw: pick(parse(raw)), skip)
 
 
-# %%
 def pick_text(row: dict, column: str = "text") -> str:
     """The text in one column of a row; the error lists the columns that there are."""
     if column not in row:
@@ -343,6 +341,7 @@ def pick_text(row: dict, column: str = "text") -> str:
     return row[column]
 
 
+# %%
 def files_in(source: str | Path) -> list[Path]:
     """The files that `source` stands for: itself, or all that a folder holds."""
     path = Path(source)
@@ -354,7 +353,6 @@ def files_in(source: str | Path) -> list[Path]:
     return files
 
 
-# %%
 def read_texts(
     source: str | Path, column: str = "text", skip: bool = False
 ) -> Iterator[str]:
@@ -642,6 +640,27 @@ def deduplicate(texts: Iterable[str], likeness: float | None = None) -> Iterator
                 yield text
 
 
+def diversity(texts: list[str]) -> dict[str, float]:
+    """How varied a batch of texts is: 1 is as varied as can be, 0 says one thing only.
+
+    The share of distinct texts and of distinct runs of 1, 2 and 3 words; and the bytes
+    after zlib for each byte before.
+    """
+    if not texts:
+        raise ValueError("there are no texts to compare")
+    found = {"texts": len(set(texts)) / len(texts)}
+    for width in (1, 2, 3):
+        runs = [
+            tuple(words[i : i + width])
+            for words in map(WORD.findall, texts)
+            for i in range(len(words) - width + 1)
+        ]
+        found[f"runs of {width}"] = len(set(runs)) / max(1, len(runs))
+    data = "\n".join(texts).encode("utf-8")
+    return found | {"packed": len(zlib.compress(data)) / max(1, len(data))}
+
+
+# %%
 def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:
     """Whether a text belongs to the validation split: its own digest decides.
 
@@ -675,27 +694,6 @@ def sample_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
 
 
 # %%
-def diversity(texts: list[str]) -> dict[str, float]:
-    """How varied a batch of texts is: 1 is as varied as can be, 0 says one thing only.
-
-    The share of distinct texts and of distinct runs of 1, 2 and 3 words; and the bytes
-    after zlib for each byte before.
-    """
-    if not texts:
-        raise ValueError("there are no texts to compare")
-    found = {"texts": len(set(texts)) / len(texts)}
-    for width in (1, 2, 3):
-        runs = [
-            tuple(words[i : i + width])
-            for words in map(WORD.findall, texts)
-            for i in range(len(words) - width + 1)
-        ]
-        found[f"runs of {width}"] = len(set(runs)) / max(1, len(runs))
-    data = "\n".join(texts).encode("utf-8")
-    return found | {"packed": len(zlib.compress(data)) / max(1, len(data))}
-
-
-# %%
 def entropy(counts: Iterable[int]) -> float:
     """Shannon entropy, in bits, of the distribution that `counts` describe."""
     counts = [count for count in counts if count]
@@ -703,7 +701,6 @@ def entropy(counts: Iterable[int]) -> float:
     return math.log2(total) - sum(n * math.log2(n) for n in counts) / total
 
 
-# %%
 def compress(texts: Iterable[str]) -> dict[str, float]:
     """Bits per byte of a corpus, by byte counts, by pairs, and by three compressors.
 
