@@ -71,11 +71,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from http.client import HTTPException
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
-from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
