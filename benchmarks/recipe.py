@@ -89,20 +89,28 @@ DIALS = {  # the vocabulary of each, and rows that its documents fit
 }
 TEN_TIMES = dict(steps=60_000, documents=800_000, points=(6000, 15_000, 30_000, 45_000))
 ONE = dict(group="long", seed=1, points=(2000, 4000))
+FASTER = dict(learning_rate=3e-3)
+OLDER = dict(learning_rate=3e-3, adam_beta2=0.95)
 RUNS = {
     "seed 0": Plan("default"),
     "seed 1": Plan("default", seed=1),
     "seed 2": Plan("default", seed=2),
-    "5,000 steps": Plan(steps=5000, **ONE),
     "beta2 0.95": Plan(changes=dict(adam_beta2=0.95), **ONE),
-    "beta2 0.95, 5,000 steps": Plan(steps=5000, changes=dict(adam_beta2=0.95), **ONE),
-    "beta2 0.95, 5,000 steps, rate 4e-3": Plan(
-        steps=5000, changes=dict(adam_beta2=0.95, learning_rate=4e-3), **ONE
+    "rate 3e-3": Plan(changes=FASTER, **ONE),
+    "rate 3e-3, 5,000 steps": Plan(steps=5000, changes=FASTER, **ONE),
+    "rate 3e-3, beta2 0.95": Plan(changes=OLDER, **ONE),
+    "rate 3e-3, beta2 0.95, 5,000 steps": Plan(steps=5000, changes=OLDER, **ONE),
+    "rate 3e-3, beta2 0.95, 7,500 × 8 rows": Plan(
+        steps=7500, rows=8, changes=OLDER, **ONE
     ),
-    "beta2 0.95, 7,500 steps of 8 rows": Plan(
-        steps=7500, rows=8, changes=dict(adam_beta2=0.95), **ONE
+    "rate 4e-3, beta2 0.95, 5,000 steps": Plan(
+        steps=5000, changes=OLDER | dict(learning_rate=4e-3), **ONE
     ),
     **{dial: Plan("dial", dial, **own) for dial, own in DIALS.items()},
+    **{
+        f"{dial}, 600 steps": short(group="early", dial=dial, **own)
+        for dial, own in DIALS.items()
+    },
     "medium, 60,000 steps": Plan("dial", "medium", **DIALS["medium"], **TEN_TIMES),
     "default": short(),
     "beta2 0.95, 600 steps": short(adam_beta2=0.95),
@@ -110,13 +118,14 @@ RUNS = {
     "embedding rate 1, embeddings decay": short(
         embedding_lr_scale=1.0, embedding_decay=0.1
     ),
-    "embedding rate 1, decay, rate 6e-3": short(
-        embedding_lr_scale=1.0, embedding_decay=0.1, learning_rate=6e-3
+    "embedding rate 1, decay, rate 8e-3": short(
+        embedding_lr_scale=1.0, embedding_decay=0.1, learning_rate=8e-3
     ),
     "init 0.02": short(init=0.02),
     "cosine": short(lr_scheduler_type="cosine"),
     "rate 1e-3": short(learning_rate=1e-3),
-    "rate 6e-3": short(learning_rate=6e-3),
+    "rate 4e-3": short(learning_rate=4e-3),
+    "rate 8e-3": short(learning_rate=8e-3),
     "no walls between documents": short(mask=False),
     "300 steps of 24 rows": short(rows=24, steps=300, warmup_steps=30),
     "1,200 steps of 6 rows": short(rows=6, steps=1200, warmup_steps=120),

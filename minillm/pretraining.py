@@ -416,7 +416,7 @@ class TrainingConfig:
     """Forward and backward passes for one update."""
     context_length: int = 160
     """Tokens in a row."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """The highest rate, reached at the end of the warm-up."""
     min_learning_rate: float = 0.0
     """What the rate falls to at the end."""

@@ -19,7 +19,7 @@ WORK = Path("runs/checkpoints")
 LONG = {
     "data": ["--conversations", "24000"],
     "pretrain": [
-        *("--max_steps", "8000", "--adam_beta2", "0.95"),
+        *("--max_steps", "8000", "--learning_rate", "3e-3", "--adam_beta2", "0.95"),
         *("--eval_steps", "1000", "--save_steps", "1000"),
     ],
     "sft": ["--max_steps", "2400", "--eval_steps", "800"],
