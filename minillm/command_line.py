@@ -16,6 +16,8 @@ __all__ = [
     "need",
     "naming",
     "make_data",
+    "describe_texts",
+    "show_first",
     "inspect_data",
     "convert_data",
     "split_data",
@@ -183,6 +185,30 @@ def make_data(
 
 
 # %%
+def describe_texts(texts: list[str], near: float | None) -> None:
+    """Print what is counted in these texts."""
+    for name, value in summarize(texts).items():
+        say(
+            f"{name:16} {value if isinstance(value, (int, float)) else ' '.join(value)}"
+        )
+    for name, value in diversity(texts).items():
+        say(f"{'distinct ' + name:16} {value:.3f}")
+    if near:
+        left_out = len(texts) - sum(1 for _ in deduplicate(texts, near))
+        say(f"{'near duplicates':16} {left_out}, alike by {near} or more")
+    for name, bits in compress(texts).items():
+        say(f"{name:16} {bits:.3f} bits per byte")
+
+
+def show_first(texts: list[str]) -> None:
+    """Print the first three, the long ones cut."""
+    say("\nthe first three texts:")
+    for text in texts[:3]:
+        text = text if len(text) < 300 else text[:300] + " ..."
+        say("  " + text.replace("\n", "\n  "))
+
+
+# %%
 def inspect_data(
     source: str,
     column: str = "text",
@@ -206,27 +232,12 @@ def inspect_data(
     if len(texts) < count:
         say(f"{'in all':16} {count} texts, {size} bytes")
         say(f"{'sampled':16} {len(texts)} texts, by their digests; of these:\n")
-    for name, value in summarize(texts).items():
-        say(
-            f"{name:16} {value if isinstance(value, (int, float)) else ' '.join(value)}"
-        )
-    for name, value in diversity(texts).items():
-        say(f"{'distinct ' + name:16} {value:.3f}")
-    if near:
-        left_out = len(texts) - sum(1 for _ in deduplicate(texts, near))
-        say(f"{'near duplicates':16} {left_out}, alike by {near} or more")
-    for name, bits in compress(texts).items():
-        say(f"{name:16} {bits:.3f} bits per byte")
+    describe_texts(texts, near)
     if other:
         both = sum(map(set(texts).__contains__, read_texts(other, column, skip)))
         within = " are in the sample" if len(texts) < count else ""
         say(f"{'in both':16} {both} texts of {other}{within}")
-    say("\nthe first three texts:")
-    for text in texts[:3]:
-        say(
-            "  "
-            + (text if len(text) < 300 else text[:300] + " ...").replace("\n", "\n  ")
-        )
+    show_first(texts)
 
 
 # %%

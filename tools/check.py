@@ -22,10 +22,10 @@ TRAINING = ["09_pretraining", "10_sft"]
 # What each takes on 2 quiet cores: to share them out, and to say how long is left.
 # These may be wrong by half without harm. A notebook that is not listed counts as 12.
 SECONDS = {
-    "tests": 115, "book": 23, "format": 1, "style": 1, "00_welcome": 25, "01_data": 29,
-    "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 30,
+    "tests": 115, "book": 23, "format": 1, "style": 1, "00_welcome": 23, "01_data": 22,
+    "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 15,
     "06_transformer": 10, "07_generation": 14, "08_optimization": 14, "11_chat": 11,
-    "12_scaling_out": 32, "appendix_command_line": 7, "appendix_relay": 3,
+    "12_scaling_out": 27, "appendix_command_line": 7, "appendix_relay": 3,
     "appendix_run_log": 3, "09_pretraining": 330, "10_sft": 90,
 }  # fmt: skip
 PYTEST = [
