@@ -139,10 +139,14 @@ def test_every_check_is_in_one_lane(number):
     lanes = check.lanes(light, number)
     assert len(lanes) == number
     parts = [part for lane in lanes for c in lane for part in c.parts]
-    assert sorted(parts) == sorted([*light, "tests", "book", "style", "format"])
+    names = ["tests 1", "tests 2", "book", "style", "format"]
+    assert sorted(parts) == sorted([*light, *names])
     loads = [sum(check.cost(p) for c in lane for p in c.parts) for lane in lanes]
     assert number == 4 or max(loads) < 1.1 * min(loads)
-    files = [w for lane in lanes for c in lane for w in c.command if ".ipynb" in w]
+    words = [w for lane in lanes for c in lane for w in c.command]
+    tests = sorted(str(file) for file in Path("tests").glob("test_*.py"))
+    assert sorted(w for w in words if w.startswith("tests/")) == tests
+    files = [w for w in words if ".ipynb" in w]
     assert files == [f"notebooks/{Path(name).name}" for name in files]
 
 
