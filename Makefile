@@ -16,7 +16,7 @@ lab: setup  ## open the course in JupyterLab
 test: setup  ## check everything: style, tests, every notebook, the book
 	@$(PY) tools/check.py all
 
-quick: setup  ## check all but the notebooks that train
+quick: setup  ## check all but what trains or starts many processes
 	@$(PY) tools/check.py quick
 
 build: setup  ## text twins -> notebooks -> minillm/ -> executed and stripped, where out of date

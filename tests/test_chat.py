@@ -230,6 +230,7 @@ def test_model_without_template(model):
         Chat(model, train_bpe(TEXTS, vocab_size=280))
 
 
+@pytest.mark.slow
 def test_memory_is_flat(chat):
     sizes = []
     for turn in range(100):
@@ -577,6 +578,7 @@ def test_pipeline_of_transformers_gives_the_same_reply(model, tokenizer, tmp_pat
         assert chat.reply(text) == made[0]["generated_text"][-1]["content"]
 
 
+@pytest.mark.slow
 def test_memory_of_the_process_is_flat(chat):
     """A hundred turns more take no more memory than the first fifty."""
     resource = pytest.importorskip("resource")

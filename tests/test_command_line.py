@@ -157,6 +157,7 @@ def test_new_data_makes_new_tokens(chain, tmp_path):
     assert (folder / "runs/other/tokens.npy").stat().st_size < 0.6 * before
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(chain, tmp_path):
     """SIGINT to this process while it trains; then the same command again."""
     line = f"pretrain --max_steps 3000 --output_dir {tmp_path}/run {TRAIN} {FAST}"
@@ -682,6 +683,7 @@ ISOLATED = ["unshare", "--user", "--map-root-user", "--mount"]
 MOUNTS = shutil.which("unshare") and not subprocess.run([*ISOLATED, "true"]).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MOUNTS, reason="needs Linux and leave to mount a disk")
 def test_a_full_or_read_only_disk_is_told(chain, tmp_path):
     """Every stage that writes, where ./locked is one of three disks of its own."""

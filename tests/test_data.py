@@ -489,6 +489,7 @@ def test_without_a_network_one_line_says_so_at_once(tmp_path, monkeypatch):
     assert time.monotonic() - begin < 8 and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     import socket
 
@@ -592,6 +593,7 @@ def peak_of(function):
     return result, peak
 
 
+@pytest.mark.slow
 def test_one_line_of_100_megabytes_leaves_the_memory_flat(tmp_path, capsys):
     long = b"ab " * 33_400_000
     (tmp_path / "x.txt").write_bytes(long)

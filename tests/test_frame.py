@@ -95,6 +95,7 @@ def test_there_is_one_set_up_cell():
     assert len({first_cell(stem) for stem in build.stems()}) == 1
 
 
+@pytest.mark.slow
 def test_colab_fetches_the_course_and_leaves_torch_alone(colab, tmp_path):
     """First in a new machine, then after its kernel was restarted, which is quick."""
     code = first_cell("03_attention") + WHAT_IS_THERE
@@ -136,18 +137,32 @@ def test_the_time_left_of_the_set_up_starts_from_experience():
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_every_check_is_in_one_lane(number):
     light = [stem for stem in build.stems() if stem not in check.TRAINING]
-    lanes = check.lanes(light, number)
+    names = ["tests", "slow tests", "book", "style", "format"]
+    lanes = check.lanes([*names, *light], number)
     assert len(lanes) == number
     parts = [part for lane in lanes for c in lane for part in c.parts]
-    names = ["tests 1", "tests 2", "book", "style", "format"]
     assert sorted(parts) == sorted([*light, *names])
     loads = [sum(check.cost(p) for c in lane for p in c.parts) for lane in lanes]
     assert number == 4 or max(loads) < 1.1 * min(loads)
     words = [w for lane in lanes for c in lane for w in c.command]
-    tests = sorted(str(file) for file in Path("tests").glob("test_*.py"))
-    assert sorted(w for w in words if w.startswith("tests/")) == tests
     files = [w for w in words if ".ipynb" in w]
     assert files == [f"notebooks/{Path(name).name}" for name in files]
+
+
+def test_quick_leaves_out_only_what_its_list_names(monkeypatch):
+    phases = {}
+    for mode in "quick", "all":
+        monkeypatch.setattr(sys, "argv", ["check.py", mode])
+        plan = phases.setdefault(mode, [])
+        monkeypatch.setattr(check, "run", lambda found, to=plan: to.extend(found) or [])
+        assert not check.main()
+    parts = {
+        mode: {p for phase in found for lane in phase for c in lane for p in c.parts}
+        for mode, found in phases.items()
+    }
+    others = {"tests", "slow tests", "book", "style", "format"}
+    assert parts["all"] == {*build.stems(), *others}
+    assert parts["all"] - parts["quick"] == set(check.NOT_QUICK)
 
 
 def test_a_check_that_fails_is_shown_and_counted(capsys):

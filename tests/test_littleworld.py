@@ -506,6 +506,7 @@ def run(*arguments, text=None):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_terminal(tmp_path, world):
     code, out = run("make", str(tmp_path), "--documents", "5", "--conversations", "5")
     assert code == 0 and json.loads(out)["files"]["train.jsonl"]["rows"] == 5

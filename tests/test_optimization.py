@@ -443,6 +443,7 @@ def test_advice_prefers_the_more_exact(monkeypatch, speeds, wanted):
     assert fastest_precision(nn.Identity()) == wanted
 
 
+@pytest.mark.slow
 def test_probe_times_the_fastest_once_more_under_compile(monkeypatch):
     """Traced, but not handed to a C++ compiler: the chapter does that."""
     traced = functools.partial(torch.compile, backend="eager")

@@ -564,6 +564,7 @@ def test_the_fused_optimizer_is_the_same_and_resumes(tmp_path):
 # ---------------------------------------------------------------- many processes
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -591,6 +592,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert {name: a[name] for name in known} == pytest.approx(known, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_show_in_the_printed_digits(tmp_path):
     losses, threads = [], torch.get_num_threads()
     try:
@@ -620,6 +622,7 @@ print(int(kept), given, after)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_step():
     """Counted in pages that the system must hand out, not in seconds."""
     told = subprocess.run(

@@ -48,6 +48,7 @@ def run_and_kill(server, folder, fuse, place=None):
     return process.exitcode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(7))
 def test_killed_at_random_points_a_run_ends_in_the_same_bits(
     server, unbroken, seed, tmp_path
@@ -62,6 +63,7 @@ def test_killed_at_random_points_a_run_ends_in_the_same_bits(
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, fuse",
     [

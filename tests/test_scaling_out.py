@@ -26,6 +26,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_average_gradients_gives_every_process_the_mean(tmp_path: Path):
     (tmp_path / "script.py").write_text(SCRIPT)
     launcher = torchrun(2, tmp_path / "script.py", tmp_path)
@@ -35,6 +36,7 @@ def test_average_gradients_gives_every_process_the_mean(tmp_path: Path):
     assert found == {"[0.5] [0.5, 5.0]"}
 
 
+@pytest.mark.slow
 def test_torchrun_runs_programs_and_reports_failure():
     launcher = torchrun(2, "--no-python", sys.executable, "-c", "raise SystemExit(3)")
     output, _ = launcher.communicate(timeout=120)

@@ -327,6 +327,8 @@ def test_alpaca_input_follows_the_instruction():
     [
         ("{oops", "not JSON|Expecting"),
         ('[{"role": "us', "not JSON: Unterminated string starting at column 11"),
+        pytest.param("[" * 100_000, "brackets are nested too deeply", id="deep"),
+        pytest.param("b" * 17_000_000, "longer than 16 MB", id="long"),
         ('{"text": "a story"}', "none of the known formats.*text"),
         ("3", "none of the known formats"),
         ('{"conversations": []}', "empty conversation"),

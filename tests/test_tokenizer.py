@@ -666,6 +666,7 @@ def test_an_interrupted_token_file_leaves_nothing(tokenizer, tmp_path):
         write_tokens(["one"], Tokenizer(tokenizer.spec), tmp_path / "train")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
 def test_the_view_in_the_browser_gives_the_same_ids():
     """The script of the chapter's interactive view, run by node on fuzzed texts."""

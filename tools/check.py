@@ -1,7 +1,7 @@
 """Run the checks side by side, say how long is left, and in the end which failed.
 
     python tools/check.py all      style, tests, every notebook, the book
-    python tools/check.py quick    all but the notebooks that train
+    python tools/check.py quick    all but what trains or starts many processes
 
 What needs no more than one core runs in lanes, one for each core, up to four; then the
 notebooks that train, each alone with all cores. The output of a check is shown if it
@@ -19,10 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ["09_pretraining", "10_sft"]
+NOT_QUICK = [*TRAINING, "12_scaling_out", "slow tests"]
 # What each takes on 2 quiet cores: to share them out, and to say how long is left.
 # These may be wrong by half without harm. A notebook that is not listed counts as 12.
 SECONDS = {
-    "tests 1": 60, "tests 2": 60, "book": 23, "format": 1, "style": 1,
+    "tests": 65, "slow tests": 60, "book": 23, "format": 1, "style": 1,
     "00_welcome": 23, "01_data": 22,
     "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 15,
     "06_transformer": 10, "07_generation": 14, "08_optimization": 14, "11_chat": 11,
@@ -96,12 +97,11 @@ def notebooks(name: str, stems: list[str]) -> Check:
 
 
 def others() -> list[Check]:
-    """Every check that is not a notebook."""
+    """Each check that is not a notebook."""
     ruff = [sys.executable, "-m", "ruff"]
-    files = sorted(Path("tests").glob("test_*.py"), key=lambda f: (f.stat().st_size, f))
     commands = {
-        "tests 1": [*PYTEST, *map(str, files[::2])],
-        "tests 2": [*PYTEST, *map(str, files[1::2])],
+        "tests": [*PYTEST, "tests", "-m", "not slow"],
+        "slow tests": [*PYTEST, "tests", "-m", "slow"],
         "book": [sys.executable, "tools/book.py"],
         "style": [*ruff, "check", "."],
         "format": [*ruff, "format", "--check", "--quiet", "."],
@@ -109,11 +109,12 @@ def others() -> list[Check]:
     return [Check(name, command, [name]) for name, command in commands.items()]
 
 
-def lanes(stems: list[str], number: int) -> list[list[Check]]:
+def lanes(wanted: list[str], number: int) -> list[list[Check]]:
     """Share out checks and notebooks: the dearest first, each to the emptiest lane."""
-    checks = {check.name: check for check in others()}
+    checks = {check.name: check for check in others() if check.name in wanted}
+    stems = [part for part in wanted if part not in checks]
     shared: list[list[str]] = [[] for _ in range(number)]
-    for part in sorted([*checks, *stems], key=cost, reverse=True):
+    for part in sorted(wanted, key=cost, reverse=True):
         min(shared, key=lambda parts: sum(map(cost, parts))).append(part)
     result = []
     for place, parts in enumerate(shared, 1):
@@ -183,7 +184,9 @@ def main() -> int:
     os.chdir(ROOT)
     quick, start = sys.argv[1:] == ["quick"], time.time()
     stems = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
-    light = [stem for stem in stems if stem not in TRAINING]
+    left_out = NOT_QUICK if quick else TRAINING
+    parts = [check.name for check in others()] + stems
+    light = [part for part in parts if part not in left_out]
     # One lane more than there are cores: tests that wait and kernels that start
     # leave gaps.
     phases = [lanes(light, min((os.cpu_count() or 1) + 1, 4))]
