@@ -16,6 +16,7 @@ __all__ = [
     "open_bytes",
     "decode",
     "read_lines",
+    "parse_json",
     "parse_row",
     "keep_good",
     "read_jsonl",
@@ -127,7 +128,7 @@ MAX_LINE = 16_000_000  # bytes: a longer line is no row, and would fill the memo
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Numbers from 1 and lines of a file that are not empty, as bytes, without BOM.
 
-    Of a line over `MAX_LINE` only the beginning is kept, for `parse_row` to refuse.
+    Of a line over `MAX_LINE` only the beginning is kept, for `parse_json` to refuse.
     """
     with open_bytes(path) as file:
         for number in count(1):
@@ -142,17 +143,23 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def parse_row(line: bytes) -> dict:
-    """One line of a JSONL file -> its object; the error says what is wrong."""
-    if len(line) > MAX_LINE:
+# %%
+def parse_json(raw: bytes) -> object:
+    """What a line of a JSONL file holds; the error says what is wrong, and where."""
+    if len(raw) > MAX_LINE:
         raise ValueError(f"longer than {MAX_LINE // 10**6} MB: is this JSON Lines?")
     try:
-        row = json.loads(decode(line))
+        return json.loads(decode(raw))
     except json.JSONDecodeError as error:
         reason = error.msg.removesuffix(" at")  # as some of them end
         raise ValueError(f"not JSON: {reason} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not a row: its brackets are nested too deeply") from None
+
+
+def parse_row(line: bytes) -> dict:
+    """One line of a JSONL file -> its object, or an error that says what it is."""
+    row = parse_json(line)
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise ValueError(

@@ -43,7 +43,7 @@ import torch
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minillm.data import FORMATS, decode, fetch_rows, keep_good, suffix_of
+from minillm.data import FORMATS, fetch_rows, keep_good, parse_json, suffix_of
 from minillm.generation import GenerationConfig, generate
 
 # %%
@@ -330,11 +330,7 @@ def as_messages(row: dict | list) -> list[dict]:
 # %%
 def parse_conversation(raw: bytes | dict) -> dict:
     """A raw row -> {"conversations": messages} and whatever else the row holds."""
-    try:
-        row = json.loads(decode(raw)) if isinstance(raw, bytes) else raw
-    except json.JSONDecodeError as error:
-        reason = error.msg.removesuffix(" at")  # as some of them end
-        raise ValueError(f"not JSON: {reason} at column {error.colno}") from None
+    row = parse_json(raw) if isinstance(raw, bytes) else raw
     rest = row if isinstance(row, dict) else {}
     return {**rest, "conversations": as_messages(row)}
 
