@@ -102,8 +102,10 @@ from minillm.data import (
 
 # %%
 def find_object(name: str) -> Any:
-    """`"package.module:attribute"` -> that object, imported."""
+    """`"package.module:attribute"` -> that object, imported; also from this folder."""
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # a program's own path does not hold it
+        sys.path.append(os.getcwd())
     try:
         return getattr(import_module(module), attribute or module)
     except (ImportError, AttributeError) as error:
@@ -400,9 +402,8 @@ def tokenize(data: str, column: str, tokenizer, path: Path) -> Path:
     while not (record.exists() and record.read_text() == source):
         if first:
             record.unlink(missing_ok=True)
-            write_tokens(
-                read_texts(data, column), tokenizer, path, progress=sys.stderr.isatty()
-            )
+            texts, progress = read_texts(data, column), sys.stderr.isatty()
+            write_tokens(texts, tokenizer, path, progress=progress)
             with write_atomic(record) as temporary:
                 temporary.write_text(source)
         time.sleep(0 if first else 0.2)
@@ -1028,9 +1029,8 @@ def is_expected(error: Exception) -> bool:
     """Whether an error is about what was given, and not a fault in this program."""
     names = {"SafetensorError", "OutOfMemoryError", "TemplateError"}
     about_input = ValueError | OSError | ArithmeticError | MemoryError
-    return isinstance(error, about_input) or any(
-        kind.__name__ in names for kind in type(error).__mro__
-    )
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return isinstance(error, about_input) or not names.isdisjoint(kinds)
 
 
 # %%

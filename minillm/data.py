@@ -73,7 +73,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from http.client import HTTPException
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -717,7 +717,7 @@ def compress(texts: Iterable[str]) -> dict[str, float]:
     data = "\n".join(texts).encode("utf-8")
     if len(data) < 2:
         raise ValueError("there is no text to compress")
-    pairs = entropy(Counter(zip(data, data[1:], strict=False)).values())
+    pairs = entropy(Counter(pairwise(data)).values())
     packers = {"zlib": zlib.compress, "bz2": bz2.compress, "xz": lzma.compress}
     sizes = {name: 8 * len(pack(data)) / len(data) for name, pack in packers.items()}
     counted = {"order-0": entropy(Counter(data).values())}

@@ -194,6 +194,14 @@ def test_a_checker_is_called_by_its_dotted_name(chain, tmp_path, monkeypatch):
     assert code == 0 and "20 texts are right" in out
 
 
+def test_a_checker_may_lie_in_the_folder_one_starts_from(tmp_path, monkeypatch):
+    (tmp_path / "own_checker.py").write_text("def fine(text):\n    return text > ''\n")
+    own = [path for path in sys.path if path not in ("", ".")]
+    monkeypatch.setattr(sys, "path", own)  # that of an installed program
+    monkeypatch.chdir(tmp_path)
+    assert command_line.find_object("own_checker:fine")("a")
+
+
 def test_answers_are_judged_before_and_after(chain, tmp_path):
     line = f"sft --max_steps 1 --context_length 96 --output_dir {tmp_path}/run {FAST}"
     code, out, err = run(f"{line} --judge littleworld:judge", folder=chain[0])
