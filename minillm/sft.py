@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 # %%
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
