@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import jupytext
@@ -107,6 +108,8 @@ def test_notebook_was_run_once_from_top_to_bottom_and_stripped(stem):
             shown = json.dumps(output.get("data", {}).get("text/plain", ""))
             shown += "".join(output.get("text", ""))
             assert not re.search(r"\b0x[0-9a-f]{6,}", shown), f"an address: {shown}"
+        names = [output.get("name") for output in cell["outputs"]]
+        assert all(a is None or a != b for a, b in pairwise(names)), "printed in pieces"
 
 
 @pytest.mark.parametrize("stem", STEMS)

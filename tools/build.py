@@ -169,6 +169,22 @@ def renumber_widgets(notebook: dict) -> dict:
     return notebook
 
 
+def merge_streams(notebook: dict) -> dict:
+    """Make one output of text that was printed in one go and came in several pieces."""
+    for cell in notebook["cells"]:
+        merged: list[dict] = []
+        for output in cell.get("outputs", []):
+            name = output.get("name") if output["output_type"] == "stream" else None
+            if name and merged and merged[-1].get("name") == name:
+                text = "".join(merged[-1]["text"] + output["text"])
+                merged[-1]["text"] = text.splitlines(keepends=True)
+            else:
+                merged.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = merged
+    return notebook
+
+
 def execute(stem: str) -> None:
     """Run a notebook top to bottom in a fresh kernel with an empty `runs` folder."""
     start = time.time()
@@ -193,7 +209,7 @@ def execute(stem: str) -> None:
         "--extra-keys", "metadata.language_info.version",
         "--keep-metadata-keys", "metadata.widgets metadata.minillm", path,
     )  # fmt: skip
-    notebook = renumber_widgets(read(stem))
+    notebook = merge_streams(renumber_widgets(read(stem)))
     notebook["metadata"]["minillm"] = {"built_from": fingerprint(stem)}
     write(stem, notebook)
     print(f"{stem}: executed in {time.time() - start:.0f} s", flush=True)
