@@ -69,6 +69,7 @@ def test_small_talk_is_held_out_as_paraphrases(world):
         assert words(topics.new_prompt) <= words(topics.trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*TOPICS, *LATER, "story_question"])
 def test_the_test_holds_nothing_that_training_answers(kind):
     """No test question, with all that was said before it, is one of training."""
@@ -220,6 +221,7 @@ def translations(world, text, language):
         yield writer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dial", ["full", "big"])
 def test_a_story_has_one_translation(dial):
     """As documents of the kind `retold` hold it; a fifth is kept for the test."""

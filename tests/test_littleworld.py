@@ -49,6 +49,7 @@ def tokens_of(text):
 # ------------------------------------------------------------ sample and score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dial", DIALS)
 def test_score_gives_the_sampler_bits_for_every_kind(dial):
     world, kinds = World(dial), collections.Counter()
@@ -377,6 +378,7 @@ def checksums():
     return dict(re.findall(r"\| `(\w+\.jsonl)` \|[^|]*\| `(\w{64})` \|", text))
 
 
+@pytest.mark.slow
 def test_the_corpus_is_the_same_on_every_machine(tmp_path):
     about = write_corpus(tmp_path, documents=2000, conversations=900)
     found = {name: entry["sha256"] for name, entry in about["files"].items()}

@@ -18,6 +18,7 @@ def last(messages):
     return messages[-1]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("dial", ["small", "nano", "medium", "full", "big"])
 def test_the_judge_agrees_with_every_pair(worlds, dial, reason):

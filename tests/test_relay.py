@@ -80,6 +80,7 @@ def test_killed_at_the_worst_points(server, unbroken, place, fuse, tmp_path):
     assert result(tmp_path) == unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_returns(unbroken, number, tmp_path):
     class Press:

@@ -171,6 +171,7 @@ def test_merges_are_those_of_the_naive_loop(pieces, min_frequency):
     assert learn_merges(pieces, 30, min_frequency) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [PATTERN, LLAMA3_PATTERN, r"\s+|\w+"])
 def test_training_gives_the_same_file_as_tokenizers(pattern):
     texts = [*source_texts(), *world_texts(), *CHINESE * 3]
@@ -479,6 +480,7 @@ def check_same_ids(ours, rust, examples=300):
     check()
 
 
+@pytest.mark.slow
 def test_a_gpt2_style_file_of_tokenizers_gives_the_same_ids():
     cutter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = [*source_texts(), *CHINESE * 3]
@@ -488,6 +490,7 @@ def test_a_gpt2_style_file_of_tokenizers_gives_the_same_ids():
     check_same_ids(ours, rust)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignore_merges", [False, True])
 def test_a_llama3_style_file_of_tokenizers_gives_the_same_ids(ignore_merges):
     """Its file lists every way to split a token, and takes whole words first."""

@@ -23,7 +23,7 @@ NOT_QUICK = [*TRAINING, "12_scaling_out", "slow tests"]
 # What each takes on 2 quiet cores: to share them out, and to say how long is left.
 # These may be wrong by half without harm. A notebook that is not listed counts as 12.
 SECONDS = {
-    "tests": 65, "slow tests": 60, "book": 23, "format": 1, "style": 1,
+    "tests": 60, "slow tests": 75, "book": 23, "format": 1, "style": 1,
     "00_welcome": 23, "01_data": 22,
     "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 15,
     "06_transformer": 10, "07_generation": 14, "08_optimization": 14, "11_chat": 11,
