@@ -19,16 +19,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ["09_pretraining", "10_sft"]
-NOT_QUICK = [*TRAINING, "12_scaling_out", "slow tests"]
+TRAINING_A_LITTLE = ["00_welcome", "05_decoder_layer", "12_scaling_out"]
+NOT_QUICK = [*TRAINING, *TRAINING_A_LITTLE, "slow tests"]
 # What each takes on 2 quiet cores: to share them out, and to say how long is left.
 # These may be wrong by half without harm. A notebook that is not listed counts as 12.
 SECONDS = {
-    "tests": 60, "slow tests": 75, "book": 23, "format": 1, "style": 1,
-    "00_welcome": 23, "01_data": 22,
-    "02_tokenizer": 22, "03_attention": 9, "04_mlp": 10, "05_decoder_layer": 15,
-    "06_transformer": 10, "07_generation": 14, "08_optimization": 14, "11_chat": 11,
-    "12_scaling_out": 27, "appendix_command_line": 7, "appendix_relay": 3,
-    "appendix_run_log": 3, "09_pretraining": 330, "10_sft": 90,
+    "tests": 80, "slow tests": 80, "book": 30, "format": 1, "style": 1,
+    "00_welcome": 30, "01_data": 30, "02_tokenizer": 25, "03_attention": 14,
+    "04_mlp": 13, "05_decoder_layer": 30, "06_transformer": 13, "07_generation": 18,
+    "08_optimization": 22, "11_chat": 15, "12_scaling_out": 40,
+    "appendix_command_line": 10, "appendix_relay": 5, "appendix_run_log": 4,
+    "09_pretraining": 480, "10_sft": 105,
 }  # fmt: skip
 PYTEST = [
     sys.executable,
