@@ -98,7 +98,7 @@ def notebooks(name: str, stems: list[str]) -> Check:
 
 
 def others() -> list[Check]:
-    """Each check that is not a notebook."""
+    """Every check that is not a notebook."""
     ruff = [sys.executable, "-m", "ruff"]
     commands = {
         "tests": [*PYTEST, "tests", "-m", "not slow"],
