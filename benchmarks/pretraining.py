@@ -18,10 +18,8 @@ what part of one large matrix product's FLOP/s the whole reaches.
 import argparse
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,8 +28,7 @@ from torch import nn
 
 from minillm.attention import document_mask
 from minillm.optimization import autocast, clip_grad_norm, cross_entropy
-from minillm.pretraining import Trainer, TrainingConfig, count_labels, train_step
-from minillm.tokenizer import train_bpe
+from minillm.pretraining import Batches, Trainer, TrainingConfig, count_labels
 from minillm.transformer import ModelConfig, Transformer, count_flops
 
 VOCAB = 4096
@@ -53,21 +50,19 @@ class Documents:
 
 
 def our_steps(
-    config: ModelConfig, rows: int, context: int, precision: str, folder: Path
+    config: ModelConfig, rows: int, context: int, precision: str
 ) -> tuple[Callable[[], int], Trainer]:
     """A function that trains one step and returns its tokens, and the trainer."""
-    settings = TrainingConfig(
-        str(folder), 10**6, rows, context_length=context, precision=precision
-    )
-    words = train_bpe(["a small text"], 259)
-    run = Trainer(Transformer(config), words, settings, Documents())
+    settings = TrainingConfig(10**6, rows, context_length=context, precision=precision)
+    batches = Batches(Documents(), rows, context)
+    trainer = Trainer(Transformer(config), settings, batches)
 
     def step() -> int:
-        before = run.progress.tokens
-        train_step(run)
-        return run.progress.tokens - before
+        before = trainer.progress.tokens
+        trainer.train_step()
+        return trainer.progress.tokens - before
 
-    return step, run
+    return step, trainer
 
 
 def plain_steps(
@@ -94,12 +89,12 @@ def plain_steps(
 
 
 def make_steps(
-    name: str, config: ModelConfig, rows: int, context: int, precision: str, folder: str
+    name: str, config: ModelConfig, rows: int, context: int, precision: str
 ) -> Callable[[], int]:
     """The step of the contender of this name."""
     torch.manual_seed(0)
     if name == "ours":
-        return our_steps(config, rows, context, precision, Path(folder))[0]
+        return our_steps(config, rows, context, precision)[0]
     model = GPT(config) if name == "nanoGPT" else TheirLlama(Transformer(config))
     return plain_steps(model.train(), rows, context, precision)
 
@@ -156,7 +151,7 @@ def shares(run: Trainer, rounds: int = 6) -> dict[str, float]:
             start = note("forward", start)
             logits = hidden.detach().requires_grad_()
             nats = cross_entropy(logits, batch["labels"], reduction="none")
-            (nats.sum() / count_labels([batch])).backward()
+            (nats.sum() / count_labels(batch)).backward()
         start = note("loss, and its gradient", start)
         run.optimizer.zero_grad()
         start = note("clear the gradients", start)
@@ -189,38 +184,33 @@ def compare(width: int, layers: int, context: int, rows: int, rounds: int) -> No
         max_position_embeddings=context,
     )  # fmt: skip
     print(f"\nhidden {width}, {layers} layers, {rows} rows of {context}, vocab {VOCAB}")
-    with tempfile.TemporaryDirectory() as folder:
-        ways = [("ours", p) for p in ("float32", "medium", "bf16")]
-        ways += [
-            (n, p) for p in ("float32", "bf16") for n in ("nanoGPT", "transformers")
-        ]
-        contenders = {
-            f"{name}, {precision}": (
-                name, config, rows, context, precision, f"{folder}/{precision}"
-            )
-            for name, precision in ways
-        }  # fmt: skip
-        found = rates(contenders, rounds)
-        own = [name for name in found if name.startswith("ours")]
-        ours = max(own, key=lambda name: statistics.median(found[name]))
-        for name, speeds in found.items():
-            ratios = [a / b for a, b in zip(found[ours], speeds, strict=True)]
-            print(
-                f"  {name:28}{statistics.median(speeds):9,.0f} tokens/s"
-                f"{statistics.median(ratios):8.2f}x slower than our best"
-            )
-        precision = ours.partition(", ")[2]
-        run = our_steps(config, rows, context, precision, Path(folder) / "parts")[1]
-        work = 3 * count_flops(config, context) * statistics.median(found[ours])
-        top = ceiling(precision)
+    ways = [("ours", p) for p in ("float32", "medium", "bf16")]
+    ways += [(n, p) for p in ("float32", "bf16") for n in ("nanoGPT", "transformers")]
+    contenders = {
+        f"{name}, {precision}": (name, config, rows, context, precision)
+        for name, precision in ways
+    }
+    found = rates(contenders, rounds)
+    own = [name for name in found if name.startswith("ours")]
+    ours = max(own, key=lambda name: statistics.median(found[name]))
+    for name, speeds in found.items():
+        ratios = [a / b for a, b in zip(found[ours], speeds, strict=True)]
         print(
-            f"  our best: {precision}, {work / 1e9:.0f} GFLOP/s, "
-            f"{work / top:.0%} of one large product ({top / 1e9:.0f})"
+            f"  {name:28}{statistics.median(speeds):9,.0f} tokens/s"
+            f"{statistics.median(ratios):8.2f}x slower than our best"
         )
-        spent = shares(run)
-        total = sum(spent.values())
-        for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-            print(f"    {name:26}{1000 * seconds:8.1f} ms{seconds / total:8.1%}")
+    precision = ours.partition(", ")[2]
+    run = our_steps(config, rows, context, precision)[1]
+    work = 3 * count_flops(config, context) * statistics.median(found[ours])
+    top = ceiling(precision)
+    print(
+        f"  our best: {precision}, {work / 1e9:.0f} GFLOP/s, "
+        f"{work / top:.0%} of one large product ({top / 1e9:.0f})"
+    )
+    spent = shares(run)
+    total = sum(spent.values())
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"    {name:26}{1000 * seconds:8.1f} ms{seconds / total:8.1%}")
 
 
 def main() -> None:

@@ -5,13 +5,14 @@
     python benchmarks/recipe.py --table            no runs: print what recipe.json holds
 
 A run is one line of RUNS: what it changes in the default of `minillm pretrain`. Each is
-trained with the Trainer of chapter 09 on a corpus of Little World and measured in the
+trained with the loop of chapter 09 on a corpus of Little World and measured in the
 same way at a few steps and at the end: per cent above the floor with documents scored
 alone, excess bits by class of token, words that the text has settled and the model
 guesses (by kind of document), and stories written from a bare start, judged by the
 world's checker. What is counted are tokens and CPU seconds, never the clock. The
 default run takes about 9 minutes of one core, all of them several hours; results are
-written after each run to benchmarks/recipe.json, which chapter 09 prints.
+written after each run to benchmarks/recipe.json, which the appendix on experiments
+prints.
 """
 
 import argparse
@@ -32,16 +33,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
 from littleworld import World, explain, write_corpus  # noqa: E402
 
-from minillm.data import read_texts, write_atomic  # noqa: E402
+from minillm.app.training import Run, RunConfig  # noqa: E402
 from minillm.generation import GenerationConfig, generate  # noqa: E402
-from minillm.pretraining import (  # noqa: E402
-    TokenFile,
-    Trainer,
-    TrainingConfig,
-    Validation,
-    token_losses,
-)
-from minillm.tokenizer import train_bpe, write_tokens  # noqa: E402
+from minillm.pretraining import Validation, collate, token_losses  # noqa: E402
+from minillm.support.files import write_atomic  # noqa: E402
+from minillm.support.sources import read_texts  # noqa: E402
+from minillm.support.token_files import TokenFile, write_tokens  # noqa: E402
+from minillm.tokenizer import train_bpe  # noqa: E402
 from minillm.transformer import ModelConfig, Transformer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/recipe.json"
@@ -252,18 +250,12 @@ class Exam:
         }
 
 
-def without_walls(batches) -> None:
-    """Let every document see what stands before it in its row."""
-    inner = batches.collate
-
-    def collate(rows):
-        batch = inner(rows)
-        batch["document_ids"] = torch.zeros_like(batch["document_ids"])
-        row = torch.arange(batch["input_ids"].shape[1])
-        batch["position_ids"] = row.expand_as(batch["input_ids"])
-        return batch
-
-    batches.collate = collate
+def without_walls(rows, context: int) -> dict[str, torch.Tensor]:
+    """Batches in which every document sees what is before it in its row."""
+    batch = collate(rows, context)
+    batch["document_ids"] = torch.zeros_like(batch["document_ids"])
+    batch["position_ids"] = torch.arange(context).expand_as(batch["input_ids"])
+    return batch
 
 
 class Measure:
@@ -284,7 +276,7 @@ class Measure:
         self.spent += time.process_time() - start
 
 
-def run(name: str, plan: Plan, folder: Path) -> dict:
+def try_out(name: str, plan: Plan, folder: Path) -> dict:
     place, tokenizer = make_corpus(plan, folder)
     exam = Exam(plan, place, tokenizer)
     longest = max(len(ids) for ids in exam.validation.encode(tokenizer)) + 1
@@ -295,30 +287,30 @@ def run(name: str, plan: Plan, folder: Path) -> dict:
         max(1, plan.width // 32), initializer_range=plan.init,
         max_position_embeddings=max(256, context),
     )  # fmt: skip
-    config = TrainingConfig(
+    config = RunConfig(
         output_dir=str(folder / name.replace(" ", "-")), seed=plan.seed,
         max_steps=plan.steps, context_length=plan.context, precision="bf16",
         per_device_train_batch_size=plan.rows, logging_steps=50, eval_steps=0,
         save_steps=0, device="cpu", **plan.changes,
     )  # fmt: skip
     dataset, measure = TokenFile(place / "train", tokenizer), Measure(exam, plan)
-    trainer = Trainer(Transformer(shape), tokenizer, config, dataset, None, [measure])
-    for group in trainer.optimizer.param_groups:
+    parts = {} if plan.mask else {"collate": without_walls}
+    model = Transformer(shape)
+    run = Run(model, tokenizer, config, dataset, None, [measure], **parts)
+    for group in run.trainer.optimizer.param_groups:
         if group["name"] == "embeddings":
             group["weight_decay"] = plan.embedding_decay
-    if not plan.mask:
-        without_walls(trainer.batches)
     start = time.process_time()
-    trainer.train(resume=False)
-    if trainer.step < plan.steps:  # Ctrl-C or SIGTERM: the trainer returns in peace
-        raise SystemExit(f"{name}: stopped at step {trainer.step}, not kept")
+    step = run.train(resume=False)["step"]
+    if step < plan.steps:  # Ctrl-C or SIGTERM
+        raise SystemExit(f"{name}: stopped at step {step}, not kept")
     seconds = time.process_time() - start - measure.spent
-    tokens = trainer.progress.tokens
-    measure.take(trainer.model, plan.steps, tokens, plan.stories)
-    memory = max(row["memory"] for row in trainer.log.rows if "memory" in row)
+    tokens = run.trainer.progress.tokens
+    measure.take(model, plan.steps, tokens, plan.stories)
+    memory = max(row["memory"] for row in run.rows if "memory" in row)
     return {
         "plan": asdict(plan),
-        "parameters": trainer.model.num_parameters(),
+        "parameters": model.num_parameters(),
         "vocabulary": tokenizer.vocab_size,
         "floor": exam.validation.floor,
         "bits_per_document": sum(exam.validation.bits) / len(exam.validation.bits),
@@ -328,7 +320,7 @@ def run(name: str, plan: Plan, folder: Path) -> dict:
         "tokens": tokens,
         "cpu_seconds": seconds,
         "peak_memory": memory,
-        "loss": [row["loss"] for row in trainer.log.rows if "loss" in row][-1],
+        "loss": [row["loss"] for row in run.rows if "loss" in row][-1],
         "measured": measure.rows,
     }
 
@@ -366,7 +358,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in arguments.names or [name for name in RUNS if name not in known]:
             print(name, flush=True)
-            result = run(name, RUNS[name], arguments.folder)
+            result = try_out(name, RUNS[name], arguments.folder)
             keep(name, result, arguments.results)
     if arguments.results.exists():
         table(json.loads(arguments.results.read_text()))

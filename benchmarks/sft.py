@@ -1,7 +1,7 @@
 """What decides how well fine-tuning goes: rate, passes, old documents, mix of data.
 
     python benchmarks/sft.py             every trial below that sft.json does not hold
-    python benchmarks/sft.py final       one of them, anew
+    python benchmarks/sft.py final       one of them, again
     python benchmarks/sft.py --table     print what sft.json holds
 
 Every trial fine-tunes the shipped base model by chapter 10's recipe with one thing
@@ -21,23 +21,13 @@ from pathlib import Path
 import torch
 from littleworld import judge, write_corpus
 
-from minillm.data import read_texts
-from minillm.pretraining import (
-    TokenFile,
-    Trainer,
-    TrainingConfig,
-    Validation,
-    evaluate,
-)
-from minillm.sft import (
-    Mixture,
-    SFTDataset,
-    answer,
-    grade,
-    prepare_for_chat,
-    read_conversations,
-)
-from minillm.tokenizer import load_tokenizer, write_tokens
+from minillm.app.training import Run, RunConfig
+from minillm.pretraining import Validation, evaluate
+from minillm.sft import Mixture, SFTDataset, answer, grade, prepare_for_chat
+from minillm.support.conversations import read_conversations
+from minillm.support.sources import read_texts
+from minillm.support.token_files import TokenFile, write_tokens
+from minillm.tokenizer import load_tokenizer
 from minillm.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +68,7 @@ def try_out(data: Path, rate: float, steps: int, documents: float) -> dict:
             )
             write_tokens(texts, tokenizer, f"{folder}/old")
             dataset = Mixture(talks, TokenFile(f"{folder}/old", tokenizer))
-        config = TrainingConfig(
+        config = RunConfig(
             output_dir=f"{folder}/run",
             max_steps=steps,
             per_device_train_batch_size=8,
@@ -89,9 +79,9 @@ def try_out(data: Path, rate: float, steps: int, documents: float) -> dict:
             eval_steps=steps,
             save_steps=0,
         )
-        trainer = Trainer(model, tokenizer, config, dataset, validation)
+        run = Run(model, tokenizer, config, dataset, validation)
         began = time.process_time()
-        result = trainer.train()
+        result = run.train()
         seconds = time.process_time() - began
         metrics = Path(folder) / "run/metrics.jsonl"
         logged = [json.loads(line) for line in metrics.read_text().splitlines()]

@@ -38,7 +38,6 @@ from minillm.tokenizer import (
     Tokenizer,
     count_pieces,
     learn_merges,
-    merge_in_index,
     train_bpe,
 )
 
@@ -164,7 +163,7 @@ def merges_by_scan(pieces: dict[str, int], merges: int) -> None:
     index = PairIndex(pieces)
     for i in range(merges):
         pair = min(index.pairs, key=lambda p: (-index.pairs[p], p))
-        merge_in_index(index, pair, chr(256 + i))
+        index.merge(pair, chr(256 + i))
 
 
 def merges_by_recount(pieces: dict[str, int], merges: int) -> None:
@@ -192,7 +191,7 @@ def symbols_read(pieces: dict[str, int], merges: list[tuple[int, int]]) -> int:
         pair = chr(first) + chr(second)
         places, total = set(index.places[pair]), total + left
         left -= size(places)
-        merge_in_index(index, pair, chr(256 + i))
+        index.merge(pair, chr(256 + i))
         left += size(places)
     return total
 

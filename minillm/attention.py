@@ -4,18 +4,13 @@
 
 # %% auto #0
 __all__ = [
-    "SCALING_KEYS",
     "causal_mask",
-    "scale_frequencies",
-    "Rope",
     "rotate",
-    "attention_weights",
-    "attend_products",
-    "attend",
+    "Rope",
     "padding_mask",
     "document_mask",
     "KVCache",
-    "head_size",
+    "attend",
     "Attention",
 ]
 
@@ -31,26 +26,33 @@ def causal_mask(
 ) -> Tensor:
     """Which of the S keys each of the last T queries may see: itself and all before.
 
-    Returns a bool mask (T, S). Query t stands at position S - T + t.
+    Returns a bool mask (T, S). Query t is at position S - T + t.
     """
     positions = torch.arange(num_keys, device=device)
     return positions <= positions[num_keys - num_queries :, None]  # (T, S)
 
 
 # %%
-SCALING_KEYS = {  # what rope_scaling must hold, besides rope_type
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
-}
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by the angle of its position.
+
+    x (B, H, T, D); cos, sin (T, D) or (B, T, D) from `Rope`. Halves, not neighbors,
+    are paired, as in Hugging Face's Llama. Returns (B, H, T, D) in x's dtype.
+    """
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)  # x rotated by 90 degrees
+    return (x * cos.unsqueeze(-3) + turned * sin.unsqueeze(-3)).type_as(x)
 
 
 # %%
+SCALING_KEYS = {  # what rope_scaling must contain, besides rope_type
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor",
+               "original_max_position_embeddings"},
+}  # fmt: skip
+
+
 def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
     """Slow RoPE down for contexts longer than those of the first training.
 
@@ -101,77 +103,6 @@ class Rope:
         angles = position_ids[..., None].float() * self.frequencies  # (..., T, D/2)
         angles = torch.cat([angles, angles], dim=-1)  # (..., T, D)
         return angles.cos(), angles.sin()
-
-
-# %%
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by the angle of its position.
-
-    x (B, H, T, D); cos, sin (T, D) or (B, T, D) from `Rope`. Halves, not neighbors,
-    are paired, as in Hugging Face's Llama. Returns (B, H, T, D) in x's dtype.
-    """
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)  # x rotated by 90 degrees
-    return (x * cos.unsqueeze(-3) + turned * sin.unsqueeze(-3)).type_as(x)
-
-
-# %%
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax of the scaled scores (Vaswani et al. 2017, equation 1).
-
-    query (B, H, T, D), key (B, G, S, D) with H a multiple of G. mask as in `attend`.
-    Returns (B, H, T, S); every row sums to 1.
-    """
-    (B, H, T, D), (G, S) = query.shape, key.shape[1:3]
-    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G * T, D)
-    scores = (folded @ key.mT).view(B, H, T, S)
-    if mask is None:
-        mask = causal_mask(T, S, query.device)
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
-    return (scores + mask).softmax(-1)
-
-
-def attend_products(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """`attend` written out as two batched products around a softmax."""
-    (B, H, T, D), (G, S) = query.shape, value.shape[1:3]
-    weights = F.dropout(attention_weights(query, key, mask), dropout)  # (B, H, T, S)
-    return (weights.view(B, G, -1, S) @ value).view(B, H, T, D)
-
-
-# %%
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Each query's weighted mean of the values it may see.
-
-    query (B, H, T, D); key, value (B, G, S, D), G key/value heads for H query heads.
-    mask, broadcast to (B, H, T, S): None is causal, with query t at position
-    S - T + t; bool is True where a query may look (at least one key each); float is
-    added to the scores. Returns (B, H, T, D).
-    """
-    reduced = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if query.device.type == "cpu" and reduced and torch.is_grad_enabled():
-        return attend_products(query, key, value, mask, dropout)
-    (H, T), (G, S) = query.shape[1:3], key.shape[1:3]
-    if mask is None and 1 < T < S:
-        mask = causal_mask(T, S, query.device)
-    if mask is not None and G < H:  # with a mask, fused kernels want equal heads
-        key, value = (x.repeat_interleave(H // G, dim=1) for x in (key, value))
-    causal, grouped = mask is None and T > 1, key.shape[1] < H
-    return F.scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=causal, enable_gqa=grouped
-    )
 
 
 # %%
@@ -234,6 +165,65 @@ class KVCache:
 
 
 # %%
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax of the scaled scores (Vaswani et al. 2017, equation 1).
+
+    query (B, H, T, D), key (B, G, S, D) with H a multiple of G. mask as in `attend`.
+    Returns (B, H, T, S); every row sums to 1.
+    """
+    (B, H, T, D), (G, S) = query.shape, key.shape[1:3]
+    folded = query.reshape(B, G, -1, D) * D**-0.5  # (B, G, H/G * T, D)
+    scores = (folded @ key.mT).view(B, H, T, S)
+    if mask is None:
+        mask = causal_mask(T, S, query.device)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+    return (scores + mask).softmax(-1)
+
+
+def attend_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attend` written out as two batched products around a softmax."""
+    (B, H, T, D), (G, S) = query.shape, value.shape[1:3]
+    weights = F.dropout(attention_weights(query, key, mask), dropout)  # (B, H, T, S)
+    return (weights.view(B, G, -1, S) @ value).view(B, H, T, D)
+
+
+# %%
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Each query's weighted mean of the values it may see.
+
+    query (B, H, T, D); key, value (B, G, S, D), G key/value heads for H query heads.
+    mask, broadcast to (B, H, T, S): None is causal, with query t at position
+    S - T + t; bool is True where a query may look (at least one key each); float is
+    added to the scores. Returns (B, H, T, D).
+    """
+    reduced = query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if query.device.type == "cpu" and reduced and torch.is_grad_enabled():
+        return attend_products(query, key, value, mask, dropout)
+    (H, T), (G, S) = query.shape[1:3], key.shape[1:3]
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, query.device)
+    if mask is not None and G < H:  # with a mask, fused kernels want equal heads
+        key, value = (x.repeat_interleave(H // G, dim=1) for x in (key, value))
+    causal, grouped = mask is None and T > 1, key.shape[1] < H
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=causal, enable_gqa=grouped
+    )
+
+
+# %%
 def head_size(
     hidden_size: int,
     num_attention_heads: int,
@@ -245,10 +235,14 @@ def head_size(
         raise ValueError(f"{num_attention_heads=}, {num_key_value_heads=}: too few")
     if num_attention_heads % num_key_value_heads:
         raise ValueError(
-            f"{num_attention_heads=} is no multiple of {num_key_value_heads=}"
+            f"{num_attention_heads=} must be a multiple of {num_key_value_heads=}, "
+            "so that heads share evenly"
         )
     if head_dim is None and hidden_size % num_attention_heads:
-        raise ValueError(f"{hidden_size=} is no multiple of {num_attention_heads=}")
+        raise ValueError(
+            f"{hidden_size=} is not a multiple of {num_attention_heads=}; "
+            "change one or set head_dim"
+        )
     return head_dim or hidden_size // num_attention_heads
 
 

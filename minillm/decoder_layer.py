@@ -6,6 +6,8 @@
 __all__ = ["RMSNorm", "DecoderLayer"]
 
 # %%
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,8 @@ class DecoderLayer(nn.Module):
     """Attention, then MLP, each normed before and added to the stream after.
 
     The pre-norm layer of Llama. `self_attn` and `mlp` are any modules that take
-    what `Attention` and `MLP` take; both map (B, T, E) -> (B, T, E).
+    what `Attention` and `MLP` take; both map (B, T, E) -> (B, T, E). `norm` builds
+    both norms from (E, eps): GPT-2 passes nn.LayerNorm.
     """
 
     def __init__(
@@ -46,11 +49,12 @@ class DecoderLayer(nn.Module):
         mlp: nn.Module,
         rms_norm_eps: float = 1e-5,
         dropout: float = 0.0,
+        norm: Callable[[int, float], nn.Module] = RMSNorm,
     ):
         super().__init__()
-        self.input_layernorm = RMSNorm(hidden_size, rms_norm_eps)
+        self.input_layernorm = norm(hidden_size, rms_norm_eps)
         self.self_attn = self_attn
-        self.post_attention_layernorm = RMSNorm(hidden_size, rms_norm_eps)
+        self.post_attention_layernorm = norm(hidden_size, rms_norm_eps)
         self.mlp = mlp
         self.dropout = nn.Dropout(dropout)
 

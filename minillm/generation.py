@@ -4,28 +4,14 @@
 
 # %% auto #0
 __all__ = [
-    "KNOWN",
-    "STEPS",
     "scale_temperature",
     "keep_top_k",
     "keep_top_p",
     "keep_min_p",
     "penalize_repetition",
     "GenerationConfig",
-    "filter_logits",
     "sample",
-    "joined",
-    "DecodeStep",
-    "weights_now",
-    "decode_step",
     "ContextFull",
-    "room",
-    "seeded",
-    "LeftPadding",
-    "decode_steps",
-    "next_tokens",
-    "end_tokens",
-    "pad_token",
     "generate",
     "stream_ids",
     "stop_before",
@@ -36,33 +22,30 @@ __all__ = [
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from minillm.attention import Attention, KVCache, attend, padding_mask, rotate
-from minillm.decoder_layer import DecoderLayer, RMSNorm
-from minillm.mlp import MLP
+from minillm.attention import KVCache, padding_mask
 from minillm.tokenizer import BaseTokenizer
 from minillm.transformer import Transformer
 
 
 # %%
-def scale_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Below 1 the likely becomes likelier; above 1 everything comes closer together."""
+def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (B, V) divided by `temperature`: below 1 sharper, above 1 flatter."""
     return logits / temperature
 
 
 # %%
-def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Keep the `top_k` highest logits of each row (all that tie with the last)."""
     lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
     return logits.masked_fill(logits < lowest, -torch.inf)
 
 
 # %%
-def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Keep the fewest tokens that together have probability `top_p`, at least one.
 
     Holtzman et al. 2020, section 3.1 ("nucleus sampling").
@@ -74,7 +57,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 # %%
-def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Keep tokens at least `min_p` times as likely as the likeliest.
 
     Nguyen et al. 2025, section 3.
@@ -85,9 +68,7 @@ def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:
 
 
 # %%
-def penalize_repetition(
-    logits: torch.Tensor, previous: torch.Tensor, penalty: float
-) -> torch.Tensor:
+def penalize_repetition(logits: Tensor, previous: Tensor, penalty: float) -> Tensor:
     """Make every token of `previous` less likely (Keskar et al. 2019, section 4.1).
 
     logits (B, V), previous (B, S) token ids, a negative id counts for nothing. Positive
@@ -139,19 +120,21 @@ class GenerationConfig:
             repetition_penalty=self.repetition_penalty > 0,
             stop_strings=all(self.stop_strings),
         )
-        for name, fine in allowed.items():
-            if not fine:
-                hint = "; for greedy text, do_sample=False" * (name == "temperature")
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value!r} is out of range{hint}")
+        for name in [name for name, fine in allowed.items() if not fine]:
+            hint = "; for greedy text, do_sample=False" * (name == "temperature")
+            raise ValueError(f"{name}={getattr(self, name)!r} is out of range{hint}")
+
+    def end_tokens(self, model: Transformer) -> tuple[int, ...]:
+        """The tokens that end a text: those given here, or else the model's own."""
+        own, given = model.config.eos_token_id, self.eos_token_id
+        ends = own if given is None else given
+        return (ends,) if isinstance(ends, int) else tuple(ends or ())
 
 
 # %%
 def filter_logits(
-    logits: torch.Tensor,
-    config: GenerationConfig,
-    previous: torch.Tensor | None = None,
-) -> torch.Tensor:
+    logits: Tensor, config: GenerationConfig, previous: Tensor | None = None
+) -> Tensor:
     """All that `config` does to logits (B, V), in the order of Hugging Face.
 
     The repetition penalty also holds for greedy text; the rest is for sampling.
@@ -172,11 +155,11 @@ def filter_logits(
 
 # %%
 def sample(
-    logits: torch.Tensor,
+    logits: Tensor,
     config: GenerationConfig,
-    previous: torch.Tensor | None = None,
+    previous: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Choose one token per row: logits (B, V), ids so far (B, S) -> (B,)."""
     logits = filter_logits(logits, config, previous)
     if not config.do_sample:
@@ -185,96 +168,14 @@ def sample(
 
 
 # %%
-def joined(*parts: nn.Linear) -> torch.Tensor:
-    """Linear layers that read the same input, as one matrix (in, out)."""
-    weight = torch.cat([part.weight.detach() for part in parts]).mT
-    exact = weight.dtype == torch.float32  # then one row reads this order faster
-    return weight.contiguous() if exact else weight
-
-
-# %%
-class DecodeStep:
-    """`model(new, cache=cache)[:, -1]` for one token a row, from joined weights."""
-
-    def __init__(self, model: Transformer):
-        self.made_from, self.config = weights_now(model), model.config
-        self.embed_tokens, self.rope, self.norm = (
-            model.embed_tokens,
-            model.rope,
-            model.norm,
-        )
-        self.axes = torch.eye(model.config.head_dim)[:, None]  # (D heads, 1, D)
-        self.lm_head, self.layers = joined(model.lm_head), []
-        for layer in model.layers:
-            at, mlp = layer.self_attn, layer.mlp
-            first = joined(at.q_proj, at.k_proj, at.v_proj), joined(at.o_proj)
-            second = joined(mlp.gate_proj, mlp.up_proj), joined(mlp.down_proj)
-            self.layers.append((layer, *first, *second))
-
-    def __call__(self, new: torch.Tensor, cache: list[KVCache]) -> torch.Tensor:
-        """new (B, 1) -> logits (B, V)"""
-        H, G = self.config.num_attention_heads, self.config.num_key_value_heads
-        turn = rotate(self.axes, *self.rope(torch.tensor([cache[0].length])))[:, 0]
-        stream = self.embed_tokens(new[:, 0])  # (B, E)
-        for (layer, qkv, o, gate_up, down), past in zip(
-            self.layers, cache, strict=True
-        ):
-            heads = layer.input_layernorm(stream) @ qkv  # (B, (H + 2 G) D)
-            heads = heads.view(len(new), -1, 1, len(turn)).split([H, G, G], 1)
-            query, key = (
-                layer.self_attn.q_norm(heads[0]),
-                layer.self_attn.k_norm(heads[1]),
-            )
-            query, key = ((x.float() @ turn).type_as(x) for x in (query, key))
-            mixed = attend(query, *past.append(key, heads[2])).flatten(1)  # (B, H D)
-            stream = torch.addmm(stream, mixed, o)
-            gate, up = (layer.post_attention_layernorm(stream) @ gate_up).chunk(2, -1)
-            stream = torch.addmm(stream, layer.mlp.activation(gate) * up, down)
-        return self.norm(stream) @ self.lm_head
-
-
-# %%
-KNOWN = {
-    Transformer, DecoderLayer, Attention, MLP, RMSNorm,
-    nn.Embedding, nn.Linear, nn.ModuleList, nn.Dropout, nn.Identity,
-}  # fmt: skip
-STEPS: WeakKeyDictionary[Transformer, DecodeStep] = WeakKeyDictionary()
-
-
-def weights_now(model: Transformer) -> list[tuple[int, float]]:
-    """Place and sum of every parameter: something in it differs after any change."""
-    parameters = model.parameters()
-    return [(p.data_ptr(), p.sum(dtype=torch.float32).item()) for p in parameters]
-
-
-def decode_step(model: Transformer) -> DecodeStep | None:
-    """The step for this model with its weights of now, or None if it has none."""
-    if type(model) is not Transformer or model.training:
-        return None
-    weights = dict(model.named_parameters())
-    plain = all(type(p) in KNOWN and not p._forward_hooks for p in model.modules())
-    plain &= not any(name.endswith("bias") or w.is_cuda for name, w in weights.items())
-    ours = (Attention, MLP)
-    plain &= all((type(a.self_attn), type(a.mlp)) == ours for a in model.layers)
-    size = sum(weight.nbytes for weight in weights.values())
-    if not plain or size > 2**30 or torch.is_autocast_enabled("cpu"):
-        return None
-    step = STEPS.get(model)
-    if step is None or step.made_from != weights_now(model):
-        step = STEPS[model] = DecodeStep(model)
-    return step
-
-
-# %%
 class ContextFull(UserWarning):
     """Generation stopped because the model's context had no room for more."""
 
 
-def room(model: Transformer, input_ids: torch.Tensor, max_new_tokens: int) -> int:
+def _room(model: Transformer, input_ids: Tensor, max_new_tokens: int) -> int:
     """How many of `max_new_tokens` fit into the context behind input_ids (B, T).
 
-    Raises ValueError for a prompt that is empty, fills the context, or has ids that the
-    model does not know.
+    ValueError for a prompt that is empty, fills the context, or has unknown ids.
     """
     length, context = input_ids.shape[1], model.config.max_position_embeddings
     if length < 1:
@@ -292,115 +193,78 @@ def room(model: Transformer, input_ids: torch.Tensor, max_new_tokens: int) -> in
     return min(max_new_tokens, context - length)
 
 
-def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
+def _seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
     """A stream of random numbers of its own, or None for torch's global one."""
     return None if seed is None else torch.Generator(device).manual_seed(seed)
 
 
 # %%
 class LeftPadding:
-    """Which positions of a growing batch hold tokens, and the place of each token.
+    """A growing batch with padding: `inputs` are its mask and position_ids, or None.
 
-    attention_mask (B, T) is 0 for padding. ValueError unless that is on the left.
+    attention_mask (B, T) is 0 for padding; ValueError unless that is on the left.
     """
 
-    def __init__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        self.tokens = attention_mask.bool()  # (B, S)
-        if self.tokens.shape != input_ids.shape:
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor | None, start=0):
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self.real = real.bool()  # (B, S)
+        self.inputs = None, None
+        if real.shape != input_ids.shape:
             raise ValueError(f"{attention_mask.shape=} but {input_ids.shape=}")
-        if not self.tokens[:, -1].all() or (self.tokens.int().diff() < 0).any():
-            raise ValueError("padding must stand on the left: each row ends in a token")
-        self.none = bool(self.tokens.all())
-
-    def last(self, num: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Mask (B, 1, num, S) and position_ids (B, num) of the last `num` positions."""
-        if self.none:
-            return None, None
-        places = (self.tokens.long().cumsum(1) - 1).clamp(min=0)  # (B, S)
-        return padding_mask(self.tokens, num), places[:, -num:]
+        if not self.real[:, -1].all() or (self.real.int().diff() < 0).any():
+            raise ValueError("padding must be on the left: each row ends in a token")
+        if not self.real.all():  # the first `start` positions are in the cache already
+            places = (self.real.cumsum(1) - 1).clamp(min=0)[:, start:]
+            self.inputs = padding_mask(self.real, places.shape[1]), places
 
     def grow(self) -> None:
-        if not self.none:
-            self.tokens = torch.nn.functional.pad(self.tokens, (0, 1), value=True)
+        """Get ready for one more token in every row."""
+        if self.inputs[0] is not None:
+            self.real = torch.nn.functional.pad(self.real, (0, 1), value=True)
+            self.inputs = self.real[:, None, None], self.inputs[1][:, -1:] + 1
 
 
 # %%
-def decode_steps(
+def next_tokens(
     model: Transformer,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     config: GenerationConfig,
-    attention_mask: torch.Tensor | None,
-    cache: list[KVCache],
-) -> Iterator[torch.Tensor]:
-    """The loop of `next_tokens`, without its switch for gradients."""
-    limit = room(model, input_ids, config.max_new_tokens)
+    attention_mask: Tensor | None = None,
+    cache: list[KVCache] | None = None,
+) -> Iterator[Tensor]:
+    """Yield the next token of every row, (B,), then the next. Arguments: `generate`."""
+    limit = _room(model, input_ids, config.max_new_tokens)
+    no_gradients = torch.no_grad if cache else torch.inference_mode
+    cache = cache or model.new_cache()
     start = min(cache[0].length, input_ids.shape[1] - 1)
     for layer in cache:
         layer.crop(start)
-    generator = seeded(config.seed, input_ids.device)
-    padding = LeftPadding(input_ids, attention_mask)
-    previous = input_ids.where(padding.tokens, -1)
-    new, step = input_ids[:, start:], None
-    for made in range(limit):
-        if made == 1 and padding.none:
-            step = decode_step(model)
-        spots = padding.last(new.shape[1])
-        logits = step(new, cache) if step else model(new, *spots, cache, 1)[:, -1]
-        chosen = sample(logits, config, previous, generator)  # (B,)
+    generator = _seeded(config.seed, input_ids.device)
+    padding = LeftPadding(input_ids, attention_mask, start)
+    previous = input_ids.where(padding.real, -1)
+    new = input_ids[:, start:]
+    for _ in range(limit):
+        with no_gradients():
+            logits = model(new, *padding.inputs, cache, logits_to_keep=1)[:, -1]
+            chosen = sample(logits, config, previous, generator)  # (B,)
         yield chosen
         new = chosen[:, None]  # (B, 1)
         padding.grow()
         if config.repetition_penalty != 1.0:
-            previous = torch.cat([previous, new], 1)
+            previous = torch.cat([previous, new], 1)  # (B, S)
     if limit < config.max_new_tokens:
         full = f"the context of {model.config.max_position_embeddings} is full"
         warnings.warn(f"stopped after {limit} new tokens: {full}", ContextFull, 2)
 
 
 # %%
-def next_tokens(
-    model: Transformer,
-    input_ids: torch.Tensor,
-    config: GenerationConfig,
-    attention_mask: torch.Tensor | None = None,
-    cache: list[KVCache] | None = None,
-) -> Iterator[torch.Tensor]:
-    """Yield the next token of every row, (B,), then the next: at most `room` times.
-
-    input_ids (B, T): first what the cache does not hold yet goes through the model
-    (prefill), then one token a step. attention_mask (B, T) is 0 for padding, which
-    stands on the left. Warns `ContextFull` if the context ends before max_new_tokens.
-    """
-    own = cache is None  # and then nobody else will ever write to it
-    no_gradients = torch.inference_mode() if own else torch.no_grad()
-    cache = model.new_cache() if own else cache
-    return no_gradients(decode_steps)(model, input_ids, config, attention_mask, cache)
-
-
-# %%
-def end_tokens(model: Transformer, config: GenerationConfig) -> tuple[int, ...]:
-    """The tokens that end a text: the config's, or else the model's own."""
-    ends = config.eos_token_id
-    ends = model.config.eos_token_id if ends is None else ends
-    return (ends,) if isinstance(ends, int) else tuple(ends or ())
-
-
-def pad_token(model: Transformer, config: GenerationConfig) -> int:
-    """What fills a row behind its end: the config's, the model's, or an end token."""
-    own = config.pad_token_id, model.config.pad_token_id, *end_tokens(model, config)
-    return next((token for token in own if token is not None), 0)
-
-
-# %%
 def generate(
     model: Transformer,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     config: GenerationConfig | None = None,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
     cache: list[KVCache] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Continue every row of input_ids (B, T) until its end token: (B, T + new).
 
     attention_mask (B, T): 0 for padding, on the left. What follows a row's end is
@@ -410,8 +274,10 @@ def generate(
     config = config or GenerationConfig()
     if config.stop_strings:
         raise ValueError("stop_strings are text and generate makes ids: use stream")
-    ends = torch.tensor(end_tokens(model, config), device=input_ids.device)
-    pad = pad_token(model, config)
+    ends = config.end_tokens(model)
+    fills = config.pad_token_id, model.config.pad_token_id, *ends
+    pad = next((token for token in fills if token is not None), 0)
+    ends = torch.tensor(ends, device=input_ids.device)
     done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     columns = []
     for chosen in next_tokens(model, input_ids, config, attention_mask, cache):
@@ -425,7 +291,7 @@ def generate(
 # %%
 def stream_ids(
     model: Transformer,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     config: GenerationConfig | None = None,
     cache: list[KVCache] | None = None,
 ) -> Iterator[int]:
@@ -436,7 +302,7 @@ def stream_ids(
     if len(input_ids) != 1:
         raise ValueError(f"a stream continues one row, not {len(input_ids)}")
     config = config or GenerationConfig()
-    ends = end_tokens(model, config)
+    ends = config.end_tokens(model)
     for chosen in next_tokens(model, input_ids, config, None, cache):
         if (token := chosen.item()) in ends:
             return

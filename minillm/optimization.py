@@ -4,25 +4,18 @@
 
 # %% auto #0
 __all__ = [
+    "SCHEDULES",
+    "cosine_schedule",
+    "linear_schedule",
     "PRECISIONS",
     "cross_entropy",
-    "check_settings",
     "SGD",
-    "adamw_update",
     "AdamW",
     "parameter_groups",
     "set_learning_rate",
-    "warm_up_and_fall",
-    "cosine_schedule",
-    "linear_schedule",
-    "learning_rate_sweep",
     "clip_grad_norm",
     "autocast",
-    "training_seconds",
-    "seconds_in_turn",
-    "precision_speeds",
-    "advise",
-    "fastest_precision",
+    "LossScale",
 ]
 
 # %%
@@ -30,18 +23,19 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 # %%
 def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> torch.Tensor:
+) -> Tensor:
     """How surprised the model is by the token that came, in nats: -log p(label).
 
     logits (..., V) in any float format, labels (...) integers; worked out in float32.
@@ -62,7 +56,7 @@ def cross_entropy(
 
 
 # %%
-def check_settings(**settings: float) -> None:
+def _check_settings(**settings: float) -> None:
     """Refuse what no optimizer can work with: a negative number, a beta of 1."""
     for name, value in settings.items():
         limit = 1.0 if name in ("beta1", "beta2", "momentum") else math.inf
@@ -70,7 +64,6 @@ def check_settings(**settings: float) -> None:
             raise ValueError(f"{name}={value} is not in the range [0, {limit})")
 
 
-# %%
 class SGD(torch.optim.Optimizer):
     """Gradient descent with momentum and L2 decay; the arithmetic of torch.optim.SGD.
 
@@ -78,14 +71,10 @@ class SGD(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable,
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        self, params: Iterable, lr: float, momentum: float = 0, weight_decay: float = 0
     ):
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
-        check_settings(**settings)
+        _check_settings(**settings)
         super().__init__(params, settings)
 
     @torch.no_grad()
@@ -102,15 +91,8 @@ class SGD(torch.optim.Optimizer):
 
 
 # %%
-def adamw_update(
-    params: list[torch.Tensor],
-    states: list[dict[str, torch.Tensor]],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """One step of algorithm 2 for a list of tensors: each operation is called once."""
+def _adamw_update(params, states, lr, betas, eps, weight_decay) -> None:
+    """One step of algorithm 2 for lists of tensors and of their states."""
     grads, (beta1, beta2) = [p.grad for p in params], betas
     keys = ("exp_avg", "exp_avg_sq", "step")
     means, squares, steps = ([state[key] for state in states] for key in keys)
@@ -127,7 +109,6 @@ def adamw_update(
     torch._foreach_addcdiv_(params, means, sizes, rates)
 
 
-# %%
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2.
 
@@ -144,10 +125,10 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
     ):
         settings = dict(lr=lr, eps=eps, weight_decay=weight_decay)
-        check_settings(**settings, beta1=betas[0], beta2=betas[1])
+        _check_settings(**settings, beta1=betas[0], beta2=betas[1])
         super().__init__(params, settings | dict(betas=tuple(betas)))
 
-    def new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+    def new_state(self, p: Tensor) -> dict[str, Tensor]:
         exp_avg, exp_avg_sq = torch.zeros_like(p), torch.zeros_like(p)
         return dict(step=torch.tensor(0.0), exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
 
@@ -161,7 +142,7 @@ class AdamW(torch.optim.Optimizer):
                 key: group[key] for key in ("lr", "betas", "eps", "weight_decay")
             }
             if params:
-                adamw_update(params, [self.state[p] for p in params], **options)
+                _adamw_update(params, [self.state[p] for p in params], **options)
 
 
 # %%
@@ -194,68 +175,40 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 # %%
-def warm_up_and_fall(
+def _scheduled(
+    left: Callable[[float], float],
     step: int,
     max_steps: int,
-    high: float,
-    warmup_steps: int,
-    low: float,
-    left: Callable[[float], float],
+    learning_rate: float,
+    warmup_steps: int = 0,
+    min_learning_rate: float = 0.0,
 ) -> float:
-    """Rise to `high` over the warm-up, then fall to `low` as `left` goes from 1 to 0.
+    """The rate of step 0, 1, ..., max_steps - 1: a warm-up, then a fall.
 
     `left` maps the share of the fall that is done, 0 to 1, to what is left of it. The
-    last step of the warm-up, `warmup_steps - 1`, is at `high`; `low` is reached at
-    `max_steps`, one after the last: no step is spent on a rate of 0.
+    last step of the warm-up, `warmup_steps - 1`, is at `learning_rate`; the minimum is
+    reached at `max_steps`, one after the last: no step is spent on a rate of 0.
     """
     if step < warmup_steps:
-        return high * (step + 1) / warmup_steps
+        return learning_rate * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return low + (high - low) * left(min(1.0, done))
+    height = learning_rate - min_learning_rate
+    return min_learning_rate + height * left(min(1.0, done))
 
 
-# %%
-def cosine_schedule(
-    step: int,
-    max_steps: int,
-    learning_rate: float,
-    warmup_steps: int = 0,
-    min_learning_rate: float = 0.0,
-) -> float:
-    """The rate of step 0, 1, ..., max_steps - 1: warm-up, then half a cosine down.
-
-    SGDR, Loshchilov and Hutter 2017, equation 5, without restarts.
-    """
-
-    def left(done: float) -> float:
-        return (1 + math.cos(math.pi * done)) / 2
-
-    return warm_up_and_fall(
-        step, max_steps, learning_rate, warmup_steps, min_learning_rate, left
-    )
-
-
-def linear_schedule(
-    step: int,
-    max_steps: int,
-    learning_rate: float,
-    warmup_steps: int = 0,
-    min_learning_rate: float = 0.0,
-) -> float:
-    """The rate of step 0, 1, ..., max_steps - 1: warm-up, then a straight line down."""
-
-    def left(done: float) -> float:
-        return 1 - done
-
-    return warm_up_and_fall(
-        step, max_steps, learning_rate, warmup_steps, min_learning_rate, left
-    )
+SCHEDULES = {
+    "linear": partial(_scheduled, lambda done: 1 - done),
+    "cosine": partial(_scheduled, lambda done: (1 + math.cos(math.pi * done)) / 2),
+    "constant": partial(_scheduled, lambda done: 1.0),
+}  # name -> schedule(step, max_steps, learning_rate, warmup_steps, min_learning_rate)
+cosine_schedule = SCHEDULES["cosine"]  # SGDR, Loshchilov and Hutter 2017, equation 5
+linear_schedule = SCHEDULES["linear"]
 
 
 # %%
 def learning_rate_sweep(
     optimizer: torch.optim.Optimizer,
-    loss_of_step: Callable[[int], torch.Tensor],
+    loss_of_step: Callable[[int], Tensor],
     lowest: float = 1e-5,
     highest: float = 1.0,
     steps: int = 60,
@@ -281,7 +234,7 @@ def learning_rate_sweep(
 
 
 # %%
-def clip_grad_norm(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients down together if their common norm is above `max_norm`.
 
     Returns the norm before clipping. The same arithmetic as torch.nn.utils.
@@ -295,7 +248,8 @@ def clip_grad_norm(parameters: Iterable[torch.Tensor], max_norm: float) -> torch
 
 
 # %%
-PRECISIONS = ("float32", "medium", "bf16")  # from the most exact to the roughest
+PRECISIONS = ("float32", "medium", "bf16", "fp16")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
@@ -304,25 +258,68 @@ def autocast(device: str | torch.device, precision: str) -> Iterator[None]:
 
     "medium" lets the matrix products of float32 tensors round their inputs to bf16:
     a setting of the process, put back at the end, so backward() belongs inside. "bf16"
-    makes the products themselves bf16. Weights, and what sums over many numbers, stay
-    float32 in all three.
+    and "fp16" make the products themselves bf16 or float16; float16 needs a
+    `LossScale`. Weights, and what sums over many numbers, stay float32 in all four.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"{precision=} is not one of {', '.join(PRECISIONS)}")
     before = torch.get_float32_matmul_precision()
-    kind, low = torch.device(device).type, precision == "bf16"
+    kind, low = torch.device(device).type, _HALF.get(precision)
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
     try:
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
+        with torch.autocast(kind, dtype=low, enabled=low is not None):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 # %%
-def training_seconds(
-    model: nn.Module, input_ids: torch.Tensor, precision: str
-) -> float:
+class LossScale:
+    """The factor by which a loss is multiplied so that float16 holds its gradients.
+
+    Micikevicius et al. 2018, section 3.2. It is 1, for good, unless `precision` is
+    "fp16"; there it starts at 65,536, is halved by each step whose gradients overflow
+    (skip it), and doubled after `growth_interval` steps in a row that did not.
+    """
+
+    def __init__(self, precision: str, growth_interval: int = 2000):
+        self.dynamic = precision == "fp16"
+        self.growth_interval = growth_interval
+        self.value = 65536.0 if self.dynamic else 1.0
+        self.good_steps = 0
+
+    @torch.no_grad()
+    def unscale(self, parameters: Iterable[Tensor]) -> None:
+        """Divide the gradients by the factor."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.dynamic and grads:
+            torch._foreach_div_(grads, self.value)
+
+    def update(self, finite: bool) -> bool:
+        """Adapt to whether the gradients were finite; False if that can't help."""
+        if finite:
+            self.good_steps += 1
+            if self.dynamic and self.good_steps % self.growth_interval == 0:
+                self.value *= 2
+            return True
+        self.good_steps = 0
+        helps = self.dynamic and self.value > 1
+        self.value /= 2 if helps else 1
+        return helps
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state.get("value", self.value) if self.dynamic else 1.0
+        self.good_steps = int(state.get("good_steps", 0))
+
+
+# %%
+CANDIDATES = PRECISIONS[:3]  # fp16 is for cards that have no bf16
+
+
+def training_seconds(model: nn.Module, input_ids: Tensor, precision: str) -> float:
     """Seconds of one forward and backward pass; weights and gradients stay as is."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     with autocast(input_ids.device, precision):
@@ -334,7 +331,7 @@ def training_seconds(
 
 
 def seconds_in_turn(
-    ways: dict[str, tuple[nn.Module, str]], input_ids: torch.Tensor, rounds: int
+    ways: dict[str, tuple[nn.Module, str]], input_ids: Tensor, rounds: int
 ) -> dict[str, float]:
     """The least `training_seconds` of each (model, precision); they take turns."""
     best = {}
@@ -363,7 +360,7 @@ def precision_speeds(
     device, shape = next(model.parameters()).device, (rows, context)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, shape, generator=random).to(device)
-    ways = {precision: (model, precision) for precision in PRECISIONS}
+    ways = {precision: (model, precision) for precision in CANDIDATES}
     with torch.random.fork_rng():
         times = seconds_in_turn(ways, ids, rounds)
         if compiled:
@@ -379,11 +376,11 @@ def precision_speeds(
 def advise(speeds: dict[str, float], gain: float = 1.1) -> str:
     """The name in `speeds` to train with: the most exact that none beats by `gain`.
 
-    The order is PRECISIONS, then what is compiled. Example:
+    The order is CANDIDATES, then what is compiled. Example:
     `advise({"float32": 100, "medium": 105, "bf16": 200}) == "bf16"`
     """
     best = "float32"
-    for name in [*PRECISIONS[1:], *(f"{kind}, compiled" for kind in PRECISIONS)]:
+    for name in [*CANDIDATES[1:], *(f"{kind}, compiled" for kind in CANDIDATES)]:
         if speeds.get(name, 0.0) > gain * speeds[best]:
             best = name
     return best

@@ -1,42 +1,38 @@
-"""Checkpoints that survive a kill, and the rules for going on from one."""
+"""What a run's state is, and checkpoints from which a killed run resumes bit for bit."""
 
-# Generated from notebooks/appendix_relay.ipynb: edit that, then `make build`.
+# Generated from notebooks/12_relay.ipynb: edit that, then `make build`.
 
 # %% auto #0
 __all__ = [
     "optimizer_tensors",
     "load_optimizer",
-    "checksum",
-    "flush_to_disk",
-    "save_checkpoint",
-    "read_checkpoint",
-    "list_checkpoints",
-    "last_checkpoint",
+    "save_weights",
+    "load_weights",
     "fingerprint_data",
     "identify",
     "find_differences",
-    "describe_resume",
-    "prune_checkpoints",
-    "remove_leftovers",
-    "catch_signals",
+    "Checkpoints",
 ]
 
 # %%
 import hashlib
 import json
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm import tqdm
 
-from minillm.data import remove, write_atomic
+from minillm.pretraining import Trainer
+from minillm.support.checkpoints import (
+    last_checkpoint,
+    prune_checkpoints,
+    remove_leftovers,
+    write_checkpoint,
+)
+from minillm.transformer import Transformer
 
 
 # %%
@@ -54,7 +50,10 @@ def optimizer_tensors(
 def load_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
 ) -> None:
-    """Put such tensors back; counters stay on the CPU, unless one kernel reads all."""
+    """Put back the named tensors of a safetensors file.
+
+    Counters stay on the CPU, unless the optimizer is fused and reads all in one kernel.
+    """
     params, fused = dict(model.named_parameters()), optimizer.defaults.get("fused")
     optimizer.state.clear()
     for name, value in load_file(path).items():
@@ -63,83 +62,73 @@ def load_optimizer(
         optimizer.state[params[name]][key] = value.to(device)
 
 
-def checksum(path: Path) -> str:
-    """The beginning of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+# %%
+def is_plain(model: nn.Module) -> bool:
+    """Whether a model has the tensors that its config describes, and no others."""
+    if not isinstance(model, Transformer):
+        return False
+    with torch.device("meta"):
+        plain = type(model)(model.config).state_dict()
+    return list_shapes(model.state_dict()) == list_shapes(plain)
 
 
-def flush_to_disk(folder: Path) -> None:
-    """Wait until every file is on the disk, so that a power cut can't empty it."""
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+def list_shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters that are not frozen, and buffers."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    here = model.state_dict()
+    return trained | {n: here[n] for n in here.keys() - parameters.keys()}
 
 
 # %%
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    tokenizer,
-    optimizer: torch.optim.Optimizer,
-    state: dict,
-) -> None:
-    """Write a Hugging Face folder with all that it takes to go on, or nothing at all.
+def save_weights(model: nn.Module, folder: Path) -> str:
+    """Write a model's tensors into `folder`; return in words what was written.
 
-    optimizer.safetensors and trainer_state.json stand beside the model; the latter has
-    the other files' checksums. No pickle: opening a checkpoint can't run code.
+    A `Transformer` as its config describes it becomes a Hugging Face folder, whether or
+    not a part is frozen. Of a model with other parts (adapters, heads), only what is
+    trained is written, to trainable.safetensors: the rest is what the run started from.
     """
-    with write_atomic(folder) as temporary:
-        temporary.mkdir()
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        tensors = optimizer_tensors(model, optimizer)
-        save_file(tensors, temporary / "optimizer.safetensors")
-        files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({**state, "files": files}, indent=1)
-        (temporary / "trainer_state.json").write_text(text, encoding="utf-8")
-        flush_to_disk(temporary)
+    if is_plain(model):
+        model.save_pretrained(folder)
+        return "all weights"
+    trained = trained_tensors(model)
+    tensors = {name: tensor.contiguous() for name, tensor in trained.items()}
+    save_file(tensors, folder / "trainable.safetensors")
+    return f"{len(trained)} trained tensors of {len(model.state_dict())}"
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put back what `save_weights` wrote; ValueError if a name or a shape differs."""
+    if is_plain(model):
+        model.load_state_dict(Transformer.from_pretrained(folder).state_dict())
+        return
+    found, here = load_file(folder / "trainable.safetensors"), trained_tensors(model)
+    if differences := find_differences(list_shapes(found), list_shapes(here)):
+        raise ValueError(f"{folder}: the shape of {differences[0]}")
+    for name, tensor in here.items():
+        tensor.copy_(found[name])
 
 
 # %%
-def read_checkpoint(folder: Path) -> dict:
-    """The trainer's state in a checkpoint; ValueError if any file is damaged."""
-    try:
-        text = (folder / "trainer_state.json").read_text(encoding="utf-8")
-        state = json.loads(text)
-        for name, expected in state["files"].items():
-            if checksum(folder / name) != expected:
-                raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"{Path(error.filename).name} is missing"
-        raise ValueError(f"{folder.name} is damaged: {reason}") from None
-    return state
-
-
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoint folders of a run, the oldest first."""
-    found = Path(folder).glob("checkpoint-*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def last_checkpoint(folder: str | Path) -> tuple[Path, dict] | None:
-    """The newest checkpoint that is whole, and its state; damaged ones are named."""
-    found = list_checkpoints(folder)
-    for older, path in reversed(list(enumerate(found))):
-        try:
-            return path, read_checkpoint(path)
-        except ValueError as error:
-            print(f"{error}; going back to the one before" if older else error)
-    if found:
-        raise ValueError(f"none of the {len(found)} checkpoints is whole")
-    return None
+def hash_frozen(model: nn.Module) -> str:
+    """A short hash of the parameters that are not trained; "" if all of them are."""
+    digest, frozen = hashlib.sha256(), 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            numbers = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(name.encode() + numbers.numpy().tobytes())
+            frozen += 1
+    return digest.hexdigest()[:16] if frozen else ""
 
 
 # %%
 def fingerprint_data(dataset, samples: int = 64) -> str:
-    """A short hash of a data set: all its lengths, and some of its documents."""
+    """A short hash of a data set: all its lengths, and `samples` of its documents."""
     digest = hashlib.sha256(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
     chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset)))
     for i in chosen.astype(int).tolist():
@@ -149,13 +138,20 @@ def fingerprint_data(dataset, samples: int = 64) -> str:
 
 
 def identify(model: nn.Module, tokenizer, dataset, **order: int) -> dict:
-    """What must be the same for a run to go on: corpus, tokenizer, shape, order."""
+    """What must be the same for a run to resume: corpus, tokenizer, shape, order.
+
+    If a part of the model is frozen, its weights count, too; if the model has parts
+    that its config doesn't describe, the number of tensors that are trained.
+    """
     shape = {f"shape: {k}": v for k, v in model.config.to_dict().items()}
+    trained = "" if is_plain(model) else f"{len(trained_tensors(model))} tensors"
+    parts = {"frozen weights": hash_frozen(model), "trained": trained}
     return {
         "corpus": fingerprint_data(dataset),
         "tokenizer": tokenizer.fingerprint()[:16],
         **order,
         **json.loads(json.dumps(shape)),
+        **{name: value for name, value in parts.items() if value},
     }
 
 
@@ -165,48 +161,88 @@ def find_differences(saved: dict, now: dict) -> list[str]:
     return [f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names]
 
 
-def describe_resume(folder: Path, state: dict, settings: dict) -> str:
-    """Where a run goes on, and the settings that are others now."""
-    lines = find_differences(state["config"], settings)
-    return "\n".join([f"going on from {folder.name}", *(f"  {x}" for x in lines)])
-
-
 # %%
-def prune_checkpoints(folder: str | Path, limit: int, best: str | None) -> None:
-    """Delete all but the last `limit` checkpoints and the one named `best`."""
-    for path in list_checkpoints(folder)[:-limit]:
-        if path.name != best:
-            aside = path.with_name(f".old-{path.name}")  # never half a checkpoint
-            remove(aside)
-            remove(path.rename(aside))
+class Checkpoints:
+    """A callback: every `every` steps, a complete folder checkpoint-STEP.
 
+    It contains the model and its tokenizer as a Hugging Face folder, the optimizer's
+    tensors, and trainer_state.json: the trainer's state, `settings`, and `identity`,
+    without which no run resumes. The last `limit` are kept, and the best. Only the
+    process of rank 0 writes.
+    """
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Delete what a process left that was killed while it wrote or deleted."""
-    folder = Path(folder)
-    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
-        remove(path)
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer,
+        every: int = 500,
+        limit: int = 2,
+        identity: dict | None = None,
+        settings: dict | None = None,
+    ):
+        self.folder, self.tokenizer = Path(folder), tokenizer
+        self.every, self.limit = every, limit
+        self.identity, self.settings = identity or {}, settings or {}
 
+    def resume(self, trainer: Trainer) -> Path | None:
+        """Load the last complete checkpoint and return its folder, or None.
 
-# %%
-@contextmanager
-def catch_signals(stop: Callable[[str], None]) -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM call `stop` with their name; the second kills."""
-    seen = []
+        ValueError if it belongs to another run, with every difference.
+        """
+        if trainer.processes.rank == 0:
+            remove_leftovers(self.folder)
+        if not (found := last_checkpoint(self.folder)):
+            return None
+        folder, state = found
+        if differences := find_differences(state["identity"], self.identity):
+            raise ValueError(f"can't resume from {folder}: " + "; ".join(differences))
+        load_weights(trainer.model, folder)
+        tensors = folder / "optimizer.safetensors"
+        load_optimizer(trainer.model, trainer.optimizer, tensors)
+        trainer.load_state_dict(state)
+        if trainer.processes.rank == 0:
+            changed = find_differences(state["config"], self.settings)
+            print("\n  ".join([f"resuming from {folder.name}", *changed]))
+        return folder
 
-    def handle(number: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        stop(signal.Signals(number).name)
+    def save(self, trainer: Trainer) -> Path:
+        """Write checkpoint-STEP, unless it is there; return its folder."""
+        folder = self.folder / f"checkpoint-{trainer.step:06d}"
+        if trainer.progress.saved_step == trainer.step or trainer.processes.rank:
+            return folder
+        trainer.progress.saved_step = trainer.step
+        state = trainer.state_dict() | {"config": self.settings}
+        state["identity"] = self.identity
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        def write_files(place: Path) -> None:
+            state["saved"] = save_weights(trainer.model, place)
+            self.tokenizer.save_pretrained(place)
+            tensors = optimizer_tensors(trainer.model, trainer.optimizer)
+            save_file(tensors, place / "optimizer.safetensors")
+
+        write_checkpoint(folder, write_files, state)
+        return folder
+
+    def keep(self, trainer: Trainer) -> None:
+        """Save; of all checkpoints, leave the last few and the best."""
+        progress, now = trainer.progress, trainer.progress.evaluation
+        if now.get("step") == trainer.step:
+            if progress.best is None or now["eval_loss"] < progress.best["eval_loss"]:
+                progress.best = {k: now[k] for k in ("step", "eval_loss")}
+        folder = self.save(trainer)
+        best = progress.best and f"checkpoint-{progress.best['step']:06d}"
+        prune_checkpoints(self.folder, self.limit, best)
+        trainer.notify("on_save", folder)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.is_due(self.every):
+            self.keep(trainer)
+
+    def on_failure(self, trainer: Trainer, error: Exception) -> None:
+        error.args = (f"{error}; {self.save(trainer).name} is unharmed",)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if trainer.step < trainer.config.max_steps:
+            self.keep(trainer)
+            reason = trainer.stopping or "another process"
+            tqdm.write(f"stopped by {reason} after step {trainer.step}; saved")

@@ -1,19 +1,29 @@
 """Several processes train one model: they share the rows and add up gradients."""
 
-# Generated from notebooks/12_scaling_out.ipynb: edit that, then `make build`.
+# Generated from notebooks/13_scaling_out.ipynb: edit that, then `make build`.
 
 # %% auto #0
-__all__ = ["training_days", "average_gradients", "torchrun", "bytes_per_process"]
+__all__ = [
+    "training_days",
+    "average_gradients",
+    "torchrun",
+    "Processes",
+    "bytes_per_process",
+]
 
 # %%
+import atexit
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from minillm.support.devices import pick_device
 from minillm.transformer import ModelConfig, count_flops, count_parameters
 
 
@@ -31,8 +41,8 @@ def training_days(config: ModelConfig, tokens: float, flops_per_second: float) -
 def average_gradients(model: nn.Module, world_size: int) -> None:
     """Replace every gradient by its mean over all processes, in one all-reduce.
 
-    All gradients travel as one flat tensor, since many small messages are slow. What
-    `DistributedDataParallel` does too, while the backward pass is still going on.
+    All gradients travel as one flat tensor, since many small messages are slow.
+    `DistributedDataParallel` does the same while the backward pass is still running.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -65,6 +75,43 @@ def torchrun(processes: int, *command: object) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+# %%
+class Processes:
+    """The processes that train together, as `torchrun` started them; or just one.
+
+    A part of `Trainer`, with the methods of chapter 09's `SingleProcess`.
+    """
+
+    def __init__(self, device: str = "auto"):
+        known = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)
+        self.rank, self.world_size, local = (int(os.environ.get(*x)) for x in known)
+        self.device = pick_device(device, local)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+
+    def sum(self, *values: float) -> list[float]:
+        """Add up numbers over all processes: each gets the same totals."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over all processes."""
+        if self.world_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager:
+        """A pass whose gradients are not sent yet."""
+        return model.no_sync() if self.world_size > 1 else nullcontext()
 
 
 # %%

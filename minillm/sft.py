@@ -5,36 +5,21 @@
 # %% auto #0
 __all__ = [
     "CHATML",
-    "ROLES",
-    "SPEAKERS",
     "GREEDY",
-    "refuse",
-    "compile_template",
-    "check_messages",
-    "hide_special",
-    "split_special",
-    "find_answers",
-    "begin_after",
     "ChatTemplate",
     "prepare_for_chat",
     "SFTDataset",
-    "find_turns",
-    "as_messages",
-    "parse_conversation",
-    "read_conversations",
     "Mixture",
-    "pad_left",
     "answer",
     "wilson",
     "grade",
 ]
 
 # %%
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -42,8 +27,9 @@ import torch
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minillm.data import FORMATS, fetch_rows, keep_good, parse_json, suffix_of
 from minillm.generation import GenerationConfig, generate
+from minillm.support.conversations import check_messages
+from minillm.support.tokenizers import split_special
 
 # %%
 CHATML = (
@@ -72,34 +58,6 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 # %%
-ROLES = ("system", "user", "assistant")
-
-
-def check_messages(messages: list[dict]) -> None:
-    """Raise `ValueError` unless the messages are a conversation.
-
-    A conversation is a list of {"role", "content"}: a system message first, if there
-    is one, then user and assistant in turn, beginning with the user.
-    """
-    if not messages:
-        raise ValueError("an empty conversation: there is no message in it")
-    for number, message in enumerate(messages, 1):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(f"message {number}: role {role!r} is none of {ROLES}")
-        if not isinstance(content, str):
-            kind = type(content).__name__
-            raise ValueError(f"message {number}: its content is a {kind}, not text")
-    turns = [message["role"] for message in messages]
-    start = int(turns[0] == "system")
-    for number, role in enumerate(turns[start:]):
-        wanted = ("user", "assistant")[number % 2]
-        if role != wanted:
-            place = number + start + 1
-            raise ValueError(f"message {place} is the {role}'s, the {wanted}'s is due")
-
-
-# %%
 def hide_special(
     messages: list[dict], names: Sequence[str]
 ) -> tuple[list[dict], Callable[[str], str]]:
@@ -122,37 +80,25 @@ def hide_special(
     return [{**m, "content": hide(m["content"])} for m in messages], restore
 
 
-def split_special(text: str, names: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Special tokens and the stretches between them, each with where it starts.
-
-    Example: list(split_special("a<s>b", ["<s>"])) == [(0, "a"), (1, "<s>"), (4, "b")]
-    """
-    start = 0
-    for piece in re.split(f"({'|'.join(map(re.escape, names))})", text):
-        if piece:
-            yield start, piece
-        start += len(piece)
-
-
 # %%
 def find_answers(
-    messages: list[dict], text: str, marks: list[tuple[int, str]], fill: Callable
+    messages: list[dict], text: str, special: list[tuple[int, str]], fill: Callable
 ) -> list[tuple[int, int]]:
     """Where each answer begins in the text, and where its end token ends.
 
-    `marks` are the special tokens of the text with their places; `fill(messages, True)`
-    is the prompt for what comes next.
+    `special` are the special tokens of the text with their places;
+    `fill(messages, True)` is the prompt for what comes next.
     """
     places = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt = fill(messages[:number], True)
-            later = ((start, name) for start, name in marks if start >= len(prompt))
+            later = ((start, name) for start, name in special if start >= len(prompt))
             start, name = next(later, (0, ""))
             if not text.startswith(prompt) or not name:
                 raise ValueError(
                     "this chat template rewrites earlier turns or ends no answer "
-                    "with a special token: what to learn from cannot be told"
+                    "with a special token: it is unclear what to learn from"
                 )
             places.append((len(prompt), start + len(name)))
     return places
@@ -200,13 +146,13 @@ class ChatTemplate:
         messages, restore = hide_special(messages, self.names)
         text = self._fill(messages, add_generation_prompt)
         pieces = list(split_special(text, self.names))
-        marks = [(start, name) for start, name in pieces if name in self.names]
-        answers = find_answers(messages, text, marks, self._fill)
+        special = [(start, name) for start, name in pieces if name in self.names]
+        answers = find_answers(messages, text, special, self._fill)
         ids, learned = [], []
         for start, piece in pieces:
-            special = self.tokenizer.special_tokens.get(piece)
+            number = self.tokenizer.special_tokens.get(piece)
             plain = restore(piece)
-            new = self.tokenizer.encode(plain) if special is None else [special]
+            new = self.tokenizer.encode(plain) if number is None else [number]
             begins = [max(a, start) for a, b in answers if start < b]
             given = piece[: min(begins, default=len(text)) - start]
             ids += new
@@ -241,12 +187,12 @@ def prepare_for_chat(model, tokenizer, chat_template: str = CHATML) -> ChatTempl
 
 # %%
 class SFTDataset:
-    """Conversations as training examples, with the interface of `TokenFile`.
+    """Conversations as training examples, for `Batches`.
 
     `dataset[i]` is (input_ids, labels), int64: labels are shifted by one, and -100
-    wherever the next token is not part of an answer. A conversation ends with its last
-    answer's end token. One of more than `max_length` inputs is dropped whole, since
-    half an answer would teach the model to stop nowhere; `dropped` counts them.
+    wherever the next token is not part of an answer. A conversation of more than
+    `max_length` inputs is dropped whole; `dropped` counts them. Raises `ValueError`
+    for one without an answer, or if none fits.
     """
 
     def __init__(self, conversations: Iterable, tokenizer, max_length: int):
@@ -284,77 +230,6 @@ class SFTDataset:
 
 
 # %%
-SPEAKERS = {"human": "user", "gpt": "assistant"}
-
-
-def find_turns(row: dict | list) -> list[dict]:
-    """The turns of one row, whichever of the known formats it is in."""
-    turns = row
-    if isinstance(row, dict) and "instruction" in row:
-        question = "\n".join(filter(None, [row["instruction"], row.get("input")]))
-        turns = [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": row.get("output")},
-        ]
-    elif isinstance(row, dict):
-        turns = row.get("conversations", row.get("messages"))
-    if not isinstance(turns, list) or not all(isinstance(m, dict) for m in turns):
-        fields = f"fields {', '.join(row)}" if isinstance(row, dict) else "no fields"
-        raise ValueError(f"in none of the known formats of conversations: {fields}")
-    return turns
-
-
-# %%
-def as_messages(row: dict | list) -> list[dict]:
-    """The messages of one row, checked: a whole conversation that ends in an answer.
-
-    Known are {"conversations": [...]} or {"messages": [...]} of {"role", "content"}
-    or, as in ShareGPT, {"from", "value"}; a bare list of those; and {"instruction",
-    "input", "output"}, as in Alpaca. Raises `ValueError` with what is wrong.
-    """
-    messages = []
-    for turn in find_turns(row):
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        messages.append({"role": SPEAKERS.get(str(role), role), "content": content})
-    check_messages(messages)
-    for number, message in enumerate(messages, 1):
-        if not message["content"].strip():
-            raise ValueError(f"message {number}, the {message['role']}'s, is empty")
-    if messages[-1]["role"] != "assistant":
-        raise ValueError("no answer: the last message is not the assistant's")
-    return messages
-
-
-# %%
-def parse_conversation(raw: bytes | dict) -> dict:
-    """A raw row -> {"conversations": messages} and whatever else the row holds."""
-    row = parse_json(raw) if isinstance(raw, bytes) else raw
-    rest = row if isinstance(row, dict) else {}
-    return {**rest, "conversations": as_messages(row)}
-
-
-def read_conversations(path: str | Path, skip: bool = False) -> Iterator[dict]:
-    """Yield {"conversations": messages, ...} from a file in any known format.
-
-    `path` may also name a public set, as in `read_texts`. A bad row raises `ValueError`
-    with file, line and reason; with `skip`, bad rows are counted and reported. What
-    else a row holds (its kind, its answer) is kept.
-    """
-    place = str(path).partition(":")[0]
-    named = place.count("/") == 1 and suffix_of(place) not in FORMATS
-    if named and not Path(path).exists():
-        rows = enumerate(fetch_rows(str(path)), 1)
-        numbered = ((f"row {number}", row) for number, row in rows)
-        return keep_good(path, numbered, parse_conversation, skip)
-    if (suffix := suffix_of(path)) not in FORMATS:
-        known = " ".join(FORMATS)
-        raise ValueError(f"{path}: unknown format {suffix!r}; known are {known}")
-    find_rows, _ = FORMATS[suffix]
-    return keep_good(path, find_rows(path), parse_conversation, skip)
-
-
-# %%
 class Mixture:
     """Several data sets as one: all their examples, for `Batches` to shuffle."""
 
@@ -372,9 +247,6 @@ class Mixture:
 
 
 # %%
-GREEDY = GenerationConfig(do_sample=False, max_new_tokens=128)
-
-
 def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as one tensor (B, T), padding first, and where they are real."""
     width = max(map(len, rows))
@@ -384,6 +256,9 @@ def pad_left(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 # %%
+GREEDY = GenerationConfig(do_sample=False, max_new_tokens=128)
+
+
 def answer(
     model,
     tokenizer,
@@ -391,7 +266,7 @@ def answer(
     config: GenerationConfig = GREEDY,
     rows: int = 32,
 ) -> list[str]:
-    """The model's reply where each conversation has its last answer.
+    """The model's reply in place of the last answer of each conversation.
 
     `rows` prompts go through the model together, those of similar length.
     """
@@ -426,9 +301,10 @@ def grade(
     examples: list[dict], replies: list[str], judge: Callable[[dict, str], bool]
 ) -> dict[str, tuple[int, int]]:
     """Right and asked, by kind and under "all"; `judge(example, reply)` decides."""
-    marks: dict[str, list[bool]] = {}
+    right, asked = Counter(), Counter()
     for example, reply in zip(examples, replies, strict=True):
-        marks.setdefault(example.get("kind", "other"), []).append(judge(example, reply))
-    table = {kind: (sum(seen), len(seen)) for kind, seen in sorted(marks.items())}
-    everything = [mark for seen in marks.values() for mark in seen]
-    return {**table, "all": (sum(everything), len(everything))}
+        kind = example.get("kind", "other")
+        asked[kind] += 1
+        right[kind] += bool(judge(example, reply))
+    table = {kind: (right[kind], asked[kind]) for kind in sorted(asked)}
+    return {**table, "all": (right.total(), asked.total())}

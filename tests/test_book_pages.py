@@ -11,13 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 sys.path.insert(0, str(ROOT / "tools"))
 
-import course_map  # noqa: E402
 import transcript  # noqa: E402
 
 
 def code_of_the_course() -> str:
     """All code, with f-strings as a reader sees them: `…` for what is filled in."""
-    files = [*ROOT.glob("minillm/*.py"), *ROOT.glob("tools/*.py")]
+    files = [*ROOT.glob("minillm/**/*.py"), *ROOT.glob("tools/*.py")]
     text = "\n".join(path.read_text("utf-8") for path in files)
     text = re.sub(r'"\s*\n\s*f?"', "", text)
     return re.sub(r"\{[^{}]*\}", "…", re.sub(r"\{(\w+)=\}", r"\1=…", text))
@@ -52,15 +51,6 @@ def test_a_quoted_message_is_in_the_code(message):
 
 def test_the_transcript_is_what_the_shipped_model_says():
     assert transcript.PAGE.read_text("utf-8") == transcript.page(transcript.ask())
-
-
-def test_course_maps_are_drawn_from_the_list_of_chapters():
-    for name, text in course_map.maps().items():
-        assert (BOOK / "figures" / name).read_text("utf-8") == text, name
-    titles = [t for part in course_map.PARTS.values() for t in part]
-    stems = [t.replace(" ", "_") for t in titles]
-    chapters = sorted(p.stem for p in ROOT.glob("notebooks/[01]*.ipynb"))
-    assert ["00_welcome", *stems] == chapters
 
 
 def pages_in_toc() -> set[str]:

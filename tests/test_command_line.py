@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import errors  # noqa: E402
 
-from minillm import command_line  # noqa: E402
-from minillm.command_line import COMMANDS, main  # noqa: E402
-from minillm.data import read_jsonl  # noqa: E402
+from minillm.app import errors as app_errors  # noqa: E402
+from minillm.app import inputs  # noqa: E402
+from minillm.app import main as app  # noqa: E402
+from minillm.app.main import COMMANDS, main  # noqa: E402
+from minillm.support.formats import read_jsonl  # noqa: E402
 
 SHAPE = {
     "vocab_size": 300,
@@ -98,7 +100,7 @@ def test_the_loss_fell_and_validation_was_measured(chain):
     assert rows[-1]["eval_floor"] > 0
 
 
-def test_generate_goes_on_with_a_prompt(chain):
+def test_generate_continues_a_prompt(chain):
     line = [
         "generate",
         "--prompt",
@@ -121,7 +123,7 @@ def test_chat_answers_each_line_that_is_piped_in(chain):
     assert "runs/sft/final" in out.splitlines()[0]
 
 
-def test_a_long_message_is_told_and_the_chat_goes_on(chain):
+def test_a_long_message_is_reported_and_the_chat_continues(chain):
     code, out, err = run("chat", "word " * 400 + "\nHello\n", chain[0])
     assert code == 0
     assert "too long" in out and "room for" in out
@@ -140,7 +142,7 @@ def test_running_again_does_nothing_twice(chain):
     tokens = folder / "runs/pretrain/tokens.npy"
     before = tokens.stat().st_mtime_ns
     code, out, _ = run(f"pretrain --max_steps 20 {TRAIN} {FAST}", folder=folder)
-    assert code == 0 and "going on from checkpoint-000020" in out
+    assert code == 0 and "resuming from checkpoint-000020" in out
     assert tokens.stat().st_mtime_ns == before
     rows = list(read_jsonl(folder / "runs/pretrain/metrics.jsonl"))
     steps = [row["step"] for row in rows if "tokens_per_second" in row]
@@ -158,7 +160,7 @@ def test_new_data_makes_new_tokens(chain, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_goes_on(chain, tmp_path):
+def test_ctrl_c_leaves_a_run_that_resumes(chain, tmp_path):
     """SIGINT to this process while it trains; then the same command again."""
     line = f"pretrain --max_steps 3000 --output_dir {tmp_path}/run {TRAIN} {FAST}"
     log = tmp_path / "run/metrics.jsonl"
@@ -175,12 +177,12 @@ def test_ctrl_c_leaves_a_run_that_goes_on(chain, tmp_path):
     code, out, _ = run(line, folder=chain[0])
     thread.join()
     assert code == 130
-    assert "the same command goes on" in out
+    assert "run the same command to resume" in out
     stopped = int(next((tmp_path / "run").glob("checkpoint-*")).name[-6:])
     assert 0 < stopped < 3000
     line = line.replace("3000", str(stopped + 3))
     code, out, _ = run(line, folder=chain[0])
-    assert code == 0 and f"going on from checkpoint-{stopped:06d}" in out
+    assert code == 0 and f"resuming from checkpoint-{stopped:06d}" in out
     assert (tmp_path / "run/final/model.safetensors").exists()
 
 
@@ -199,7 +201,30 @@ def test_a_checker_may_lie_in_the_folder_one_starts_from(tmp_path, monkeypatch):
     own = [path for path in sys.path if path not in ("", ".")]
     monkeypatch.setattr(sys, "path", own)  # that of an installed program
     monkeypatch.chdir(tmp_path)
-    assert command_line.find_object("own_checker:fine")("a")
+    assert inputs.find_object("own_checker:fine")("a")
+
+
+def test_an_edited_checker_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for answer in ("'the first answer'", "'another'"):
+        (tmp_path / "edited.py").write_text(f"def fine(text):\n    return {answer}\n")
+        assert repr(inputs.find_object("edited:fine")("a")) == answer
+
+
+def test_a_command_is_one_file_and_one_line_of_the_table(tmp_path, monkeypatch, capsys):
+    (tmp_path / "greet.py").write_text(
+        "from dataclasses import dataclass\n\n"
+        "@dataclass\nclass Loud:\n    times: int = 1\n    'How often.'\n\n"
+        "CONFIG, DEFAULTS = 'greet:Loud', {'times': 2}\n\n"
+        "def greet(config, name: str):\n"
+        "    'Say hello.\\n\\n    Args:\\n        name: to whom\\n    '\n"
+        "    print(f'Hello {name}! ' * config.times)\n"
+    )
+    monkeypatch.setitem(COMMANDS, "greet", "greet:greet")
+    assert run("greet Tom", folder=tmp_path)[:2] == (0, "Hello Tom! Hello Tom! \n")
+    assert run("greet Tom --times 1", folder=tmp_path)[1] == "Hello Tom! \n"
+    assert "  greet              Say hello." in run("--help", folder=tmp_path)[1]
+    assert "to whom" in run("greet --help", folder=tmp_path)[1]
 
 
 def test_answers_are_judged_before_and_after(chain, tmp_path):
@@ -246,7 +271,7 @@ def test_every_command_explains_itself(name, capsys):
 
 def test_the_overview_is_fast_and_imports_nothing_heavy():
     code = (
-        "import sys, minillm.command_line as c; c.main(['--help']); "
+        "import sys, minillm.app.main as c; c.main(['--help']); "
         "sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -258,7 +283,7 @@ def test_the_overview_is_fast_and_imports_nothing_heavy():
 def test_a_config_file_and_an_option_that_overrides_it(tmp_path):
     settings = {"max_steps": 7, "learning_rate": 0.5, "preset": "myllm-176m"}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    parser = command_line.make_parser("pretrain")
+    parser = app.make_parser("pretrain")
     line = f"--config {tmp_path}/run.json --max_steps 9"
     values = parser.parse_args(line.split())
     found = values.max_steps, values.learning_rate, values.preset
@@ -304,32 +329,6 @@ def test_split_keeps_copies_on_one_side(tmp_path):
     assert code == 2 and "share=0.0 leaves no text" in err
 
 
-def test_doctor_finds_this_machine_well(monkeypatch):
-    speed = [(True, "measured", "")]
-    monkeypatch.setattr(command_line, "check_speed", lambda: speed)
-    code, out, _ = run("doctor")
-    assert code == 0, out
-    assert "cpu: attention differs from float64 by" in out
-    assert out.rstrip().endswith("all is well")
-
-
-def test_doctor_names_a_wrong_device_and_a_mend(monkeypatch):
-    monkeypatch.setattr(command_line, "check_speed", lambda: [])
-    honest = command_line.small_computation
-
-    def broken(device, dtype):
-        values = honest(device, dtype)
-        if str(dtype) == "torch.float32":
-            values["attention"] = values["attention"] * 1.01
-        return values
-
-    monkeypatch.setattr(command_line, "small_computation", broken)
-    code, out, _ = run("doctor")
-    assert code == 1
-    assert "MEND  cpu: attention differs from float64 by 1e-02" in out
-    assert "1 to mend" in out
-
-
 # ---------------------------------------------------------------- bad input
 
 MODEL = "runs/pretrain/final"
@@ -340,7 +339,7 @@ SECTIONS = {  # the first of each: book/error_messages.md, by tools/errors.py
     "token file missing": "Files of tokens",
     "model missing": "Models",
     "prompt too long": "Settings that do not fit",
-    "preset truncated": "Presets, and runs that went on before",
+    "preset truncated": "Presets, and runs that cannot resume",
 }
 BROKEN = {
     # name: (how to break a copy of the chain's folder, command, what the line says)
@@ -603,7 +602,7 @@ BROKEN = {
     "preset truncated": (
         lambda f: halve(f / "shape.json"),
         f"pretrain {TRAIN} --output_dir runs/new",
-        ["shape.json", "mend the file"],
+        ["shape.json", "fix the file"],
     ),
     "checkpoint of another shape": (
         lambda f: edit(f / "shape.json", hidden_size=64),
@@ -624,7 +623,7 @@ BROKEN = {
 
 
 ERROR_PAGE = Path(errors.PAGE)
-PINNED = sys.version_info[:2] == (3, 11)  # other versions word a few faults anew
+PINNED = sys.version_info[:2] == (3, 11)  # other versions word a few errors differently
 
 
 def halve(path):
@@ -650,9 +649,9 @@ def test_bad_input_is_one_line_and_exit_code_2(name, chain, tmp_path):
     for part in parts:
         assert part in last, (part, last)
     listed = errors.numberless(ERROR_PAGE.read_text(encoding="utf-8"))
-    row = f"| {name} | {errors.code(errors.shown(line))} | {errors.code(last[9:])} |"
     if PINNED:
-        assert errors.numberless(row) in listed, "python tools/errors.py"
+        entry = errors.numberless(errors.entry(name, line, last))
+        assert entry in listed, "python tools/errors.py"
 
 
 SMALL = "tokenizer train --vocab_size 300 --output"
@@ -671,7 +670,7 @@ WRITERS = {
 ALL_OF_THEM = """
 import contextlib, io, json, shutil, sys, traceback
 from pathlib import Path
-from minillm.command_line import main
+from minillm.app.main import main
 places = ["8k", "64k", "ro"]
 for place, line in [(p, line) for p in places for line in json.loads(sys.argv[1])]:
     Path("locked").unlink(missing_ok=True)
@@ -693,7 +692,7 @@ MOUNTS = shutil.which("unshare") and not subprocess.run([*ISOLATED, "true"]).ret
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MOUNTS, reason="needs Linux and leave to mount a disk")
-def test_a_full_or_read_only_disk_is_told(chain, tmp_path):
+def test_a_full_or_read_only_disk_is_reported(chain, tmp_path):
     """Every stage that writes, where ./locked is one of three disks of its own."""
     lines = [line.format(chain=chain[0]).split() for line in WRITERS.values()]
     mounts = {"8k": "size=8k", "64k": "size=64k", "ro": "ro"}
@@ -708,28 +707,41 @@ def test_a_full_or_read_only_disk_is_told(chain, tmp_path):
         if place == "64k" and code == 0:  # little is written, and fits
             assert name != "checkpoint"
             continue
-        mend = "a disk that can be written" if place == "ro" else "free some space"
+        fix = "a disk that can be written" if place == "ro" else "free some space"
         assert code == 2, (place, name, code)
         assert last[0].startswith("minillm: ") and "locked" in last[0], (name, last)
-        assert mend in last[0], (place, name, last)
+        assert fix in last[0], (place, name, last)
 
 
-def test_a_folder_of_somebody_else_is_told(chain, tmp_path, monkeypatch):
+def test_a_folder_of_somebody_else_is_reported(chain, tmp_path, monkeypatch):
     """Also as root, who may write anywhere: the refusal is put in its place."""
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "locked/y.jsonl")
 
-    monkeypatch.setattr("minillm.data.open_bytes", refuse)
+    monkeypatch.setattr("minillm.support.formats.open_bytes", refuse)
     code, _, err = run("data convert x.txt locked/y.jsonl", folder=chain[0])
     assert code == 2 and "permissions" in err and "locked" in err
+
+
+def test_an_errors_notes_are_in_its_line():
+    error = FloatingPointError("step 3: gradient norm nan")
+    error.add_note("checkpoint-000003 is unharmed")
+    assert app_errors.explain(error).endswith("norm nan; checkpoint-000003 is unharmed")
+    with pytest.raises(FloatingPointError), app_errors.naming("x", "name another"):
+        raise error  # not about the file
+    with pytest.raises(ValueError, match="^x: cut short; a note; name another$"):
+        with app_errors.naming("x", "name another"):
+            error = ValueError("cut short")
+            error.add_note("a note")
+            raise error
 
 
 def test_faults_of_the_program_keep_their_traceback(monkeypatch):
     def fault(*_):
         raise AssertionError("a bug of ours")
 
-    monkeypatch.setattr(command_line, "run_command", fault)
+    monkeypatch.setattr(app, "run_command", fault)
     with pytest.raises(AssertionError):
         main(["doctor"])
 

@@ -19,17 +19,12 @@ import build  # noqa: E402
 
 STEMS = build.stems()
 CHAPTERS = [stem for stem in STEMS if build.module_of(stem)]
+MODULES = [f"minillm.{build.module_of(stem)}" for stem in CHAPTERS]
 FIRST_CODE = "# Set-up, the same in every chapter"
-LINES, EXPORTED_LINES, CONTAINER_LINES, CELLS_IN_A_ROW = 15, 32, 60, 4
+LINES, EXPORTED_LINES, CONTAINER_LINES, CELLS_IN_A_ROW = 15, 32, 100, 4
+CODE_CELLS, WORDS = 60, 4500  # a chapter's
+MODULE_NAMES, ALL_NAMES, ALL_LINES, WING_LINES = 12, 180, 4000, 2500
 FOLDED = {"hide-input", "hide-cell"}
-# What may be longer than 32 lines: classes whose parts stand before them, and lists.
-CONTAINERS = set(
-    """
-    Attention BaseTokenizer Batches Chat ChatTemplate ChatWidget ChatWindow Conversation
-    GenerationConfig ModelConfig Progress RowStream Run RunLog SFTDataset Terminal
-    Tokenizer Trainer TrainingConfig Transformer Validation WatchedRun
-    """.split()
-)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +53,9 @@ def tracked() -> list[Path]:
 
 
 def test_there_is_a_notebook_for_every_twin_and_a_twin_for_every_notebook():
-    assert STEMS == sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
+    notebooks = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
+    twins = sorted(path.stem for path in Path("notebooks/text").glob("*.md"))
+    assert sorted(STEMS) == notebooks == twins
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -78,9 +75,8 @@ def test_module_is_what_its_notebook_exports(stem):
 
 def test_every_module_has_one_notebook():
     owners = [build.module_of(stem) for stem in CHAPTERS]
-    assert sorted(owners) == sorted(
-        path.stem for path in Path("minillm").glob("*.py") if path.stem[0] != "_"
-    )
+    there = [p.stem for p in Path("minillm").glob("*.py") if p.stem[0] != "_"]
+    assert sorted(owners) == sorted(there)
     assert len(set(owners)) == len(owners)
     assert Path("minillm/__init__.py").read_text() == ""
 
@@ -120,23 +116,13 @@ def test_setup_cell_is_the_same_everywhere(stem):
 
 
 def longest(text: str) -> int:
-    """How many lines an exported cell may have, by what it defines first."""
-    body = ast.parse(text).body
-    names = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    only_imports = all(isinstance(n, ast.Import | ast.ImportFrom) for n in body)
-    contains = only_imports or CONTAINERS.intersection(names[:1])
-    return CONTAINER_LINES if contains else EXPORTED_LINES
+    """How many lines an exported cell may have: a class that holds parts has more."""
+    kinds = [type(node) for node in ast.parse(text).body]
+    one_object = kinds.count(ast.ClassDef) == 1 or set(kinds) <= IMPORTS
+    return CONTAINER_LINES if one_object else EXPORTED_LINES
 
 
-def test_every_container_is_one():
-    """A name that no longer needs more than 32 lines leaves the list."""
-    found = set()
-    for stem in CHAPTERS:
-        for text in map(source, cells(stem)):
-            lines = [line for line in text.splitlines() if line.strip()]
-            if "#| export" in text and len(lines) > EXPORTED_LINES:
-                found |= set(re.findall(r"^class (\w+)", text, re.M)[:1])
-    assert found >= CONTAINERS, CONTAINERS - found
+IMPORTS = {ast.Import, ast.ImportFrom}
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -180,62 +166,169 @@ def test_images_have_alt_text_and_links_lead_somewhere(stem):
             assert bang == "" or "{" not in text
 
 
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_chapter_is_one_sitting(stem):
+    prose = " ".join(source(cell) for cell in cells(stem, "markdown"))
+    assert len(cells(stem)) <= CODE_CELLS
+    assert len(prose.split()) <= WORDS
+
+
+def parse(path: str | Path) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
+
+
+def public(stem: str) -> list[str]:
+    """The names in a chapter's `__all__`."""
+    tree = parse(f"minillm/{build.module_of(stem)}.py")
+    targets = [n for n in tree.body if isinstance(n, ast.Assign)]
+    (listed,) = [n.value for n in targets if n.targets[0].id == "__all__"]
+    return ast.literal_eval(listed)
+
+
+def test_chapters_are_thin_and_the_wings_are_short():
+    names = {stem: public(stem) for stem in CHAPTERS}
+    assert all(len(found) <= MODULE_NAMES for found in names.values()), names
+    assert sum(map(len, names.values())) <= ALL_NAMES
+    lines = {p: len(p.read_text("utf-8").splitlines()) for p in modules()}
+    chapters = {p: n for p, n in lines.items() if p.parent == Path("minillm")}
+    assert sum(chapters.values()) <= ALL_LINES, chapters
+    assert sum(lines.values()) - sum(chapters.values()) <= WING_LINES, lines
+
+
+def modules() -> list[Path]:
+    return sorted(p.relative_to(ROOT) for p in (ROOT / "minillm").rglob("*.py"))
+
+
+def test_appendices_export_nothing():
+    assert not [stem for stem in CHAPTERS if stem.startswith("appendix")]
+    for stem in STEMS:
+        exports = ["#| export" in source(cell) for cell in cells(stem)]
+        assert any(exports) == (stem in CHAPTERS)
+
+
 def imported_modules(path: Path) -> set[str]:
+    """What a file imports, inside of functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom):
-            found.add(("minillm." if node.level else "") + (node.module or ""))
+            assert not node.level, f"{path}: a relative import"
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-    return found
+    ours = [name for name in found if name.startswith("minillm.")]
+    return {name for name in found if name not in ours or is_module(name)}
+
+
+def is_module(name: str) -> bool:
+    path = Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_imports_go_only_to_earlier_chapters():
-    """Chapters reach earlier ones and appendices, and never, by any way, later ones."""
-    order = [f"minillm.{build.module_of(stem)}" for stem in CHAPTERS]
-    direct = {}
-    for module in order:
-        names = imported_modules(Path(module.replace(".", "/") + ".py"))
-        direct[module] = {name for name in names if name.startswith("minillm.")}
-        packages = {name.split(".")[0] for name in names}
-        assert not packages & {"transformers", "littleworld"}, module
+    """Lower wing <- chapters in their order <- upper wing."""
+    place = {module: number for number, module in enumerate(MODULES)}
+    for path in modules():
+        own = ".".join(path.with_suffix("").parts)
+        found = imported_modules(path)
+        packages = {name.split(".")[0] for name in found}
+        assert not packages & {"transformers", "littleworld"}, path
+        wing = own.split(".")[1]
+        for name in (n for n in found if n.startswith("minillm.")):
+            if wing == "support":
+                assert name.startswith("minillm.support"), f"{own} imports {name}"
+            elif own in place:
+                lower = name.startswith("minillm.support")
+                assert lower or place[name] < place[own], f"{own} imports {name}"
 
-    def reached(module, path=()):
-        assert module not in path, f"a circle of imports: {path}"
-        return {module}.union(*(reached(m, (*path, module)) for m in direct[module]))
 
-    appendices = {m for m, s in zip(order, CHAPTERS, strict=True) if s[0] == "a"}
-    for place, module in enumerate(order):
-        if module not in appendices:
-            assert reached(module) - appendices <= set(order[: place + 1]), module
+def test_notebooks_import_no_later_chapter():
+    """Cells may use the upper wing; what they export may not."""
+    place = {module: number for number, module in enumerate(MODULES)}
+    for stem in CHAPTERS:
+        own = place[f"minillm.{build.module_of(stem)}"]
+        for cell in cells(stem):
+            for name in re.findall(r"^from (minillm\.\w+) ", source(cell), re.M):
+                assert place.get(name, -1) <= own, f"{stem} imports {name}"
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Every name that the top level of a module defines: constants and aliases too."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            nodes = [part for target in targets for part in ast.walk(target)]
+            found |= {n.id for n in nodes if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {a.asname for a in node.names if a.asname and a.asname != a.name}
+    return {name for name in found if not name.startswith("_")}
 
 
 def test_every_public_name_has_one_owner():
-    owner = {}
-    for stem in CHAPTERS:
-        tree = ast.parse(Path("minillm", f"{build.module_of(stem)}.py").read_text())
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.name not in owner, (
-                    f"{node.name}: {owner[node.name]}, {stem}"
-                )
-                owner[node.name] = stem
-                if not node.name.startswith("_"):
-                    assert ast.get_docstring(node), f"{node.name} has no docstring"
+    """No name is defined twice: in chapters, wings, or a later notebook's cells."""
+    owner: dict[str, Path] = {}
+    for path in modules():
+        names = defined(parse(path))
+        if path.parts[1] == "app":  # a subcommand's own: each has its `run`, `DEFAULTS`
+            names -= {"run", "DEFAULTS", "SETTINGS"}
+        for name in names:
+            assert name not in owner, f"{name}: {owner[name]} and {path}"
+            owner[name] = path
+    exported = {name: stem for stem in CHAPTERS for name in public(stem)}
     for stem in STEMS:
         for cell in cells(stem):
-            for node in ast.parse(source(cell)).body:
-                if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    assert owner.get(node.name, stem) == stem, (
-                        f"{stem} defines {node.name}, which {owner[node.name]} owns"
-                    )
+            for name in defined(ast.parse(source(cell))) & exported.keys():
+                assert exported[name] == stem, f"{stem} defines {name} again"
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_what_is_public_has_a_docstring(path):
+    tree = parse(path)
+    assert path.name == "__init__.py" or ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+def test_every_public_name_is_used_elsewhere_or_is_what_the_chapter_is_about():
+    """Used by another module, a test or another notebook, or named in its own text."""
+    texts = {path: path.read_text("utf-8") for path in modules()}
+    texts |= {p: p.read_text("utf-8") for p in Path("tests").glob("*.py")}
+    texts |= {p: p.read_text("utf-8") for p in Path("notebooks/text").glob("*.md")}
+    for stem in CHAPTERS:
+        own = {Path("minillm", f"{build.module_of(stem)}.py")}
+        own.add(Path("notebooks/text", f"{stem}.md"))
+        table = texts[Path("notebooks/text", f"{stem}.md")].split("## What we have now")
+        for name in public(stem):
+            word = re.compile(rf"\b{name}\b")
+            elsewhere = any(word.search(t) for p, t in texts.items() if p not in own)
+            assert elsewhere or word.search(table[-1]), f"{stem}: {name} has no user"
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", r)[0].lower() for r in project["dependencies"]}
+    optional = {"datasketch", "wandb", "transformers", "tokenizers", "ipywidgets"}
+    optional |= {
+        "sentencepiece",
+        "IPython",
+    }  # of the extra `course`, or named in errors
+    standard = set(sys.stdlib_module_names)
+    for path in modules():
+        for name in {name.split(".")[0] for name in imported_modules(path)}:
+            known = standard | {"minillm", "littleworld"} | optional
+            assert name in known or name.replace("_", "-") in {
+                d.replace("_", "-") for d in declared
+            }, f"{path} imports {name}, which pyproject.toml does not declare"
 
 
 def test_every_notebook_is_in_the_table_of_contents():
     toc = yaml.safe_load(Path("book/_toc.yml").read_text(encoding="utf-8"))
     files = [c["file"] for part in toc["parts"] for c in part["chapters"]]
     listed = [Path(name).name for name in files if name.startswith("notebooks/")]
-    assert sorted(listed) == STEMS
+    assert listed == STEMS
 
 
 def test_environment_files_agree():
@@ -296,6 +389,10 @@ def test_readme_gives_the_two_commands_and_the_tree():
     assert "make lab" in readme and "make test" in readme
     for stem in STEMS:
         assert stem in readme, f"{stem} is not in the map of chapters"
+    tree = readme.split("## What lies where")[-1].split("```")[1]
+    for path in modules():
+        name = f"{path.parent.name}/" if path.name == "__init__.py" else path.name
+        assert re.search(rf"(?<![\w/]){name}", tree), f"{path} is not in the tree"
     for link in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert Path(link).exists(), link
     assert Path("book/transcript.md").read_text(encoding="utf-8") in readme

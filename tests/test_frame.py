@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import build  # noqa: E402
 import check  # noqa: E402
-import minutes  # noqa: E402
-import setup  # noqa: E402
+import course  # noqa: E402
 
 OURS = ("minillm", "__editable__", "_minillm", "littleworld")
 
@@ -126,65 +125,33 @@ def test_colab_asks_for_the_address(colab, tmp_path):
     assert Path(found[1]).parent.parent == tmp_path / "minillm-course"
 
 
-def test_the_time_left_of_the_set_up_starts_from_experience():
-    """A slow first package does not promise an hour; later, what was seen counts."""
-    usual = setup.seconds_left(0, 200, 0, 0.25)
-    assert usual == pytest.approx(50)
-    assert setup.seconds_left(1, 200, 10, 0.25) < 3 * usual
-    assert setup.seconds_left(150, 200, 300, 0.25) == pytest.approx(85.4, abs=1)
+def plan(quick: bool) -> dict[str, list[str]]:
+    return {name: command for name, (command, _) in check.commands(quick).items()}
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_every_check_is_in_one_lane(number):
-    light = [stem for stem in build.stems() if stem not in check.TRAINING]
-    names = ["tests", "slow tests", "book", "style", "format"]
-    lanes = check.lanes([*names, *light], number)
-    assert len(lanes) == number
-    parts = [part for lane in lanes for c in lane for part in c.parts]
-    assert sorted(parts) == sorted([*light, *names])
-    loads = [sum(check.cost(p) for c in lane for p in c.parts) for lane in lanes]
-    assert number == 4 or max(loads) < 1.1 * min(loads)
-    words = [w for lane in lanes for c in lane for w in c.command]
-    files = [w for w in words if ".ipynb" in w]
-    assert files == [f"notebooks/{Path(name).name}" for name in files]
+def test_everything_is_checked_once():
+    words = [word for command in plan(quick=False).values() for word in command]
+    found = sorted(word for word in words if word.endswith(".ipynb"))
+    assert found == sorted(f"notebooks/{stem}.ipynb" for stem in build.stems())
+    assert words.count("tests") == 1 and "tools/book.py" in words
+    assert plan(quick=False)["tests and notebooks"].count("-m") == 1  # python -m pytest
 
 
-def test_quick_leaves_out_only_what_its_list_names(monkeypatch):
-    phases = {}
-    for mode in "quick", "all":
-        monkeypatch.setattr(sys, "argv", ["check.py", mode])
-        plan = phases.setdefault(mode, [])
-        monkeypatch.setattr(check, "run", lambda found, to=plan: to.extend(found) or [])
-        assert not check.main()
-    parts = {
-        mode: {p for phase in found for lane in phase for c in lane for p in c.parts}
-        for mode, found in phases.items()
+def test_quick_leaves_out_only_what_trains_and_what_is_slow():
+    quick, everything = plan(quick=True), plan(quick=False)
+    trains = {c.stem for c in course.chapters() if c.trains != "no"}
+    words = [word for command in quick.values() for word in command]
+    left_out = {word for c in everything.values() for word in c} - set(words)
+    left_out = {word for word in left_out if word.endswith(".ipynb")}
+    assert left_out == {f"notebooks/{stem}.ipynb" for stem in trains}
+    assert words[words.index("tests") :][:3] == ["tests", "-m", "not slow"]
+    assert quick.keys() == everything.keys() - {
+        c.stem for c in course.chapters() if c.trains == "long"
     }
-    others = {"tests", "slow tests", "book", "style", "format"}
-    assert parts["all"] == {*build.stems(), *others}
-    assert parts["all"] - parts["quick"] == set(check.NOT_QUICK)
 
 
-def test_a_check_that_fails_is_shown_and_counted(capsys):
-    bad = check.Check("bad", [sys.executable, "-c", "print('why'); exit(3)"], ["bad"])
-    good = check.Check("good", [sys.executable, "-c", "print('1 passed')"], ["good"])
-    found = check.run([[[good], [bad]]])
-    said = capsys.readouterr().out
-    assert [c.code for c in sorted(found, key=lambda c: c.name)] == [3, 0]
-    assert "FAILED" in said and "why" in said and "1 passed" in said
-
-
-def test_a_check_knows_which_notebook_it_has_reached():
-    said = [f"notebooks/{name}::ipynb::Cell 0 PASSED" for name in ("a", "a", "b")]
-    command = [sys.executable, "-c", f"print(*{said}, sep='\\n')"]
-    twice = check.Check("two", command, ["a", "b"])
-    twice.run({})
-    assert list(twice.times) == ["a", "b"] and twice.code == 0
-
-
-@pytest.mark.parametrize("stem", build.stems())
-def test_readme_says_how_long_a_chapter_takes_to_read(stem):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| [{stem}]")]
-    said = int(re.search(r"\| (\d+) min", row)[1])
-    assert abs(said - minutes.reading_minutes(stem)) <= max(5, 0.15 * said)
+def test_a_check_that_fails_is_counted(capfd):
+    assert not check.run("bad", [sys.executable, "-c", "print('why'); exit(3)"], 1)
+    assert check.run("good", [sys.executable, "-c", "print('1 passed')"], 2)
+    said = capfd.readouterr().out
+    assert "why" in said and "bad: FAILED" in said and "good: passed" in said

@@ -1,6 +1,5 @@
-import gc
 import warnings
-import weakref
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from minillm.generation import (
     ContextFull,
     GenerationConfig,
     LeftPadding,
-    decode_step,
     filter_logits,
     generate,
     keep_min_p,
@@ -315,6 +313,34 @@ def test_the_models_own_end_token_is_the_default(model):
         model.config.eos_token_id = before
 
 
+def test_configs_of_ones_own(model, monkeypatch):
+    """Subclasses with more fields, and end tokens that a model config works out."""
+
+    @dataclass
+    class Ending(ModelConfig):
+        marks: tuple = ()
+
+        def __getattribute__(self, name):
+            special = name == "eos_token_id" and object.__getattribute__(self, "marks")
+            return special or super().__getattribute__(name)
+
+    @dataclass
+    class Named(GenerationConfig):
+        name: str = "mine"
+
+    (ids,) = prompts(5)
+    free = generate(model, ids, GREEDY)
+    end = free[0, 8].item()
+    config = Ending(**vars(model.config), marks=(999, end))
+    monkeypatch.setattr(model, "config", config)
+    mine = Named(max_new_tokens=12, do_sample=False)
+    place = free[0].tolist().index(end, 5)
+    assert torch.equal(generate(model, ids, mine), free[:, : place + 1])
+    assert list(stream_ids(model, ids, mine)) == free[0, 5:place].tolist()
+    none = replace(mine, eos_token_id=())
+    assert torch.equal(generate(model, ids, none), free)
+
+
 def test_a_seed_repeats_and_leaves_the_global_state_alone(model):
     (ids,) = prompts(3)
     config = GenerationConfig(max_new_tokens=15, seed=7, eos_token_id=())
@@ -467,84 +493,3 @@ def test_stop_before_holds_back_only_what_could_be_a_beginning():
     assert list(pieces) == ["never read"]
     assert list(stop_before(["a", "", "b\n"], ())) == ["a", "b\n"]
     assert list(stop_before(["b\n"], ("\n\n",))) == ["b", "\n"]
-
-
-# ---- the decode step: the model once more, in few operations
-
-
-def small(kind="llama", **changes):
-    torch.manual_seed(3)
-    shape = dict(
-        vocab_size=37, hidden_size=24, intermediate_size=40, num_hidden_layers=3,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=6, model_type=kind,
-        max_position_embeddings=32, initializer_range=0.3,
-    )  # fmt: skip
-    model = Transformer(ModelConfig(**shape | changes)).eval()
-    for name, weight in model.named_parameters():
-        if "norm" in name:  # not all ones
-            torch.nn.init.normal_(weight, 1.0, 0.2)
-    return model
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("tied", [True, False])
-@torch.no_grad()
-def test_decode_step_equals_the_model(kind, rows, tied):
-    model = small(kind, tie_word_embeddings=tied)
-    ids = torch.randint(37, (rows, 9))
-    cache, step = model.new_cache(), decode_step(model)
-    model(ids[:, :5], cache=cache)
-    for t in range(5, 9):
-        got = step(ids[:, t : t + 1], cache)
-        torch.testing.assert_close(got, model(ids)[:, t], atol=1e-5, rtol=1e-5)
-    assert cache[0].length == 9
-
-
-@torch.no_grad()
-def test_decode_step_in_bfloat16_is_right_within_its_resolution():
-    exact, ids = small(), torch.randint(37, (1, 9))
-    model = small().bfloat16()
-    cache = model.new_cache()
-    model(ids[:, :8], cache=cache)
-    wanted, got = exact(ids)[:, 8], decode_step(model)(ids[:, 8:], cache)
-    by_model = model(ids)[:, 8]
-    assert got.dtype == torch.bfloat16
-    limit = 2 * (by_model - wanted).abs().max() + 0.02
-    assert (got - wanted).abs().max() < limit
-
-
-def test_decode_step_is_kept_and_made_again_when_weights_change():
-    model, ids = small(), torch.tensor([[1, 2, 3]])
-    first = decode_step(model)
-    assert decode_step(model) is first
-    before = generate(model, ids, GREEDY)
-    model.layers[0].mlp.down_proj.weight.data.mul_(-1)  # no version counter sees this
-    assert decode_step(model) is not first
-    after = generate(model, ids, GREEDY)
-    model.train()  # and so has no decode step
-    assert torch.equal(generate(model, ids, GREEDY), after)
-    assert not torch.equal(before, after)
-
-
-def test_other_parts_have_no_decode_step():
-    assert decode_step(small()) is not None
-    assert decode_step(small(attention_bias=True)) is None
-    assert decode_step(small().train()) is None
-    model = small()
-    hook = model.layers[1].mlp.register_forward_hook(lambda *seen: None)
-    assert decode_step(model) is None
-    hook.remove()
-    assert decode_step(model) is not None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert decode_step(model) is None
-    model.layers[1].mlp = torch.nn.Identity()
-    assert decode_step(model) is None
-
-
-def test_a_model_is_freed_though_its_step_was_kept():
-    model = small()
-    seen, step = weakref.ref(model), decode_step(model)
-    del model, step
-    gc.collect()
-    assert seen() is None

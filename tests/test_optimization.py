@@ -1,5 +1,6 @@
 import copy
 import functools
+import json
 import math
 
 import pytest
@@ -11,9 +12,12 @@ from safetensors.torch import load, save
 from torch import nn
 
 from minillm.optimization import (
+    CANDIDATES,
     PRECISIONS,
+    SCHEDULES,
     SGD,
     AdamW,
+    LossScale,
     advise,
     autocast,
     clip_grad_norm,
@@ -28,7 +32,7 @@ from minillm.optimization import (
 )
 from minillm.transformer import ModelConfig, Transformer
 
-SCHEDULES = [cosine_schedule, linear_schedule]
+FALLING = [cosine_schedule, linear_schedule]
 
 
 def small_net(seed=0):
@@ -293,7 +297,7 @@ def test_set_learning_rate_uses_the_scale():
     assert plain.param_groups[0]["lr"] == 0.8
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", FALLING)
 @settings(max_examples=80, deadline=None)
 @given(
     max_steps=st.integers(1, 300),
@@ -313,7 +317,7 @@ def test_rates_are_never_zero_and_within_bounds(
     assert fallen == sorted(fallen, reverse=True)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", FALLING)
 def test_schedule_landmarks(schedule):
     assert schedule(0, 100, 2.0) == 2.0  # no warm-up: nothing is divided by it
     assert schedule(0, 100, 2.0, 10) == pytest.approx(0.2)
@@ -322,6 +326,41 @@ def test_schedule_landmarks(schedule):
     assert schedule(100, 100, 2.0, 10, 0.5) == schedule(500, 100, 2.0, 10, 0.5) == 0.5
     assert schedule(0, 1, 2.0) == schedule(0, 1, 2.0, 1) == 2.0
     assert schedule(3, 4, 2.0, 8) == 1.0  # shorter than its warm-up
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    step=st.integers(0, 500),
+    max_steps=st.integers(1, 300),
+    high=st.floats(1e-6, 10),
+    warmup_steps=st.integers(0, 400),
+    share=st.floats(0, 1),
+)
+def test_schedules_keep_their_bits(step, max_steps, high, warmup_steps, share):
+    """One function for all shapes: the numbers of the formulas written out."""
+    low = high * share
+    done = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    rising = high * (step + 1) / warmup_steps if step < warmup_steps else None
+    left = {
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "linear": 1 - done,
+        "constant": 1.0,
+    }
+    assert set(SCHEDULES) == set(left)
+    for name, share_left in left.items():
+        wanted = low + (high - low) * share_left if rising is None else rising
+        assert SCHEDULES[name](step, max_steps, high, warmup_steps, low) == wanted
+
+
+def test_schedules_by_name():
+    assert SCHEDULES["cosine"] is cosine_schedule
+    assert SCHEDULES["linear"] is linear_schedule
+    constant = SCHEDULES["constant"]
+    assert [constant(s, 6, 0.4, 4) for s in range(6)] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
+    )
+    assert constant(0, 6, 0.4) == constant(900, 6, 0.4) == 0.4
+    assert constant(5, 6, 0.4, 0, 0.1) == pytest.approx(0.4)  # it never falls
 
 
 def test_cosine_equals_pytorch():
@@ -379,20 +418,20 @@ def test_accumulated_gradients_equal_those_of_the_large_batch():
 def test_autocast_puts_the_setting_back(precision):
     before = torch.get_float32_matmul_precision()
     with pytest.raises(KeyError), autocast("cpu", precision):
-        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        assert torch.is_autocast_enabled("cpu") == (half is not None)
         wanted = "medium" if precision == "medium" else "highest"
         assert torch.get_float32_matmul_precision() == wanted
         product = torch.ones(3, 3) @ torch.ones(3, 3)
-        bf16 = precision == "bf16"
-        assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        assert product.dtype == (half or torch.float32)
         raise KeyError
     assert torch.get_float32_matmul_precision() == before
     assert not torch.is_autocast_enabled("cpu")
 
 
 def test_autocast_names_the_choices():
-    with pytest.raises(ValueError, match="'fp16'.*float32, medium, bf16"):
-        with autocast("cpu", "fp16"):
+    with pytest.raises(ValueError, match="'fp8'.*float32, medium, bf16, fp16"):
+        with autocast("cpu", "fp8"):
             pass
 
 
@@ -420,11 +459,123 @@ def test_backward_inside_autocast_equals_backward_behind_it():
         assert torch.equal(p.grad, q.grad)
 
 
+# ---- float16 and the scale of its loss
+
+
+def tiny_gradient(scale: float) -> torch.Tensor:
+    """The gradient of a weight through a product in float16: 2e-8 times 1."""
+    weight = torch.ones(1, 1, requires_grad=True)
+    with autocast("cpu", "fp16"):
+        product = torch.ones(1, 1) @ weight
+        (product.float().sum() * 2e-8 * scale).backward()
+    return weight.grad
+
+
+def test_a_gradient_that_vanishes_in_float16_survives_with_a_scale():
+    assert tiny_gradient(1.0) == 0
+    scale = LossScale("fp16")
+    weight = nn.Parameter(torch.ones(1, 1))
+    weight.grad = tiny_gradient(scale.value)
+    assert weight.grad.dtype == torch.float32
+    scale.unscale([weight, nn.Parameter(torch.ones(2))])  # the second has none
+    assert weight.grad.item() == pytest.approx(2e-8, rel=1e-3)
+
+
+def test_overflow_halves_the_scale_and_good_steps_double_it():
+    scale = LossScale("fp16", growth_interval=3)
+    found = []
+    for finite in (True, True, False, True, True, True, True, True, True, False):
+        assert scale.update(finite)
+        found.append(scale.value / 65536)
+    assert found == [1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 2, 1]
+    assert not tiny_gradient(1e14).isfinite().all()  # what an overflow looks like
+
+
+def test_the_scale_moves_as_that_of_pytorch():
+    torch.manual_seed(0)
+    options = dict(init_scale=65536.0, growth_factor=2.0, backoff_factor=0.5)
+    theirs = torch.amp.GradScaler("cpu", growth_interval=4, **options)
+    ours = LossScale("fp16", growth_interval=4)
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    for good in (torch.rand(200) < 0.8).tolist():
+        theirs.scale(weight.sum() * (1.0 if good else math.inf)).backward()
+        theirs.step(optimizer)
+        theirs.update()
+        optimizer.zero_grad()
+        if ours.value == 1 and not good:
+            break  # where ours gives up
+        assert ours.update(good)
+        assert ours.value == theirs.get_scale()
+
+
+def test_a_scale_that_cannot_help_says_so():
+    """At a factor of 1, or without one, what is not finite is no overflow."""
+    scale = LossScale("fp16")
+    assert sum(scale.update(False) for _ in range(99)) == 16  # 65,536 is 2 to the 16th
+    assert scale.value == 1.0
+    for precision in ("float32", "medium", "bf16"):
+        plain = LossScale(precision, growth_interval=2)
+        assert plain.value == 1.0 and not plain.update(False)
+        assert [plain.update(True) for _ in range(5)] == [True] * 5
+        assert plain.value == 1.0
+        p = nn.Parameter(torch.ones(1))
+        p.grad = torch.full((1,), 3.0)
+        plain.unscale([p])
+        assert p.grad == 3.0
+
+
+def test_the_scale_survives_a_round_trip():
+    first = LossScale("fp16", growth_interval=3)
+    for finite in (False, False, True, True):
+        first.update(finite)
+    second = LossScale("fp16", growth_interval=3)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for finite in (True, True, False, True):
+        assert first.update(finite) == second.update(finite)
+        assert first.state_dict() == second.state_dict()
+    other = LossScale("bf16")  # a run that is resumed in another format
+    other.load_state_dict(first.state_dict())
+    assert other.value == 1.0
+    fresh = LossScale("fp16")
+    fresh.load_state_dict({})  # of a run from before there was a scale
+    assert fresh.state_dict() == LossScale("fp16").state_dict()
+
+
+def train_in(precision: str, steps: int = 60) -> tuple[list[float], LossScale]:
+    model = small_transformer(initializer_range=0.1)
+    optimizer = AdamW(parameter_groups(model), lr=1.0)
+    scale, losses = LossScale(precision), []
+    if scale.dynamic:
+        scale.value = 2.0**30  # so that the first steps overflow
+    for step in range(steps):
+        set_learning_rate(optimizer, cosine_schedule(step, steps, 1e-2, 5))
+        optimizer.zero_grad()
+        with autocast("cpu", precision):
+            loss = loss_of(model, batch(step % 4, vocab=19))
+            (scale.value * loss).backward()
+        scale.unscale(model.parameters())
+        finite = clip_grad_norm(model.parameters(), 1.0).isfinite().item()
+        assert scale.update(finite)
+        if finite:
+            optimizer.step()
+        losses.append(loss.item())
+    return losses, scale
+
+
+def test_training_in_float16_follows_float32():
+    exact, half = train_in("float32")[0], train_in("fp16")
+    losses, scale = half
+    assert scale.value < 2.0**30
+    assert exact[-1] < exact[0] - 0.5
+    assert losses[-1] == pytest.approx(exact[-1], abs=0.3)
+
+
 def test_probe_leaves_the_model_and_the_random_state_alone():
     model = small_transformer(dropout=0.1)
     before, state = copy.deepcopy(model), torch.get_rng_state()
     speeds = precision_speeds(model, rows=2, context=8, rounds=2)
-    assert set(speeds) == set(PRECISIONS)
+    assert set(speeds) == set(CANDIDATES)
     assert list(speeds.values()) == sorted(speeds.values(), reverse=True)
     assert same(before, model)
     assert all(p.grad is None for p in model.parameters())
@@ -436,7 +587,7 @@ def test_probe_leaves_the_model_and_the_random_state_alone():
     [((1.0, 1.05, 1.08), "float32"), ((1, 2, 2.1), "medium"), ((1, 1, 3), "bf16")],
 )
 def test_advice_prefers_the_more_exact(monkeypatch, speeds, wanted):
-    found = dict(zip(PRECISIONS, speeds, strict=True))
+    found = dict(zip(CANDIDATES, speeds, strict=True))
     monkeypatch.setattr(
         "minillm.optimization.precision_speeds", lambda model, **settings: found
     )
@@ -451,8 +602,8 @@ def test_probe_times_the_fastest_once_more_under_compile(monkeypatch):
     model = small_transformer()
     before = copy.deepcopy(model)
     speeds = precision_speeds(model, rows=2, context=8, rounds=1, compiled=True)
-    (added,) = set(speeds) - set(PRECISIONS)
-    assert added.removesuffix(", compiled") in PRECISIONS
+    (added,) = set(speeds) - set(CANDIDATES)
+    assert added.removesuffix(", compiled") in CANDIDATES
     assert speeds[added] > 0 and advise(speeds) in speeds
     assert same(before, model) and all(p.grad is None for p in model.parameters())
 
@@ -465,7 +616,7 @@ def test_probe_goes_on_where_the_compiler_fails(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: Broken(1, 1))
     model = small_transformer()
     speeds = precision_speeds(model, rows=2, context=8, rounds=1, compiled=True)
-    assert set(speeds) == set(PRECISIONS)
+    assert set(speeds) == set(CANDIDATES)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +638,7 @@ def test_probe_takes_the_best_of_rounds_in_turn(monkeypatch):
 
     monkeypatch.setattr("minillm.optimization.training_seconds", scripted)
     speeds = precision_speeds(small_transformer(), rows=2, context=5, rounds=2)
-    assert order == list(PRECISIONS) * 3
+    assert order == list(CANDIDATES) * 3
     assert speeds == {"bf16": 10 / 2, "medium": 10 / 5, "float32": 10 / 8}
 
 

@@ -1,4 +1,4 @@
-"""Stopped anywhere, a run goes on to the same bits; it refuses what is not its own."""
+"""Stopped anywhere, a run resumes to the same bits; it refuses what is not its own."""
 
 import errno
 import json
@@ -14,10 +14,11 @@ import torch
 from tiny_run import make_model, make_trainer, result, token_file
 
 from minillm import relay
-from minillm.relay import catch_signals, last_checkpoint, list_checkpoints
+from minillm.relay import load_optimizer
+from minillm.support.checkpoints import last_checkpoint, list_checkpoints
 
 PRELOAD = [
-    "minillm.pretraining",
+    "minillm.app.training",
     "minillm.tokenizer",
     "torch.utils.tensorboard",
     "torch._dynamo",  # the first optimizer imports it
@@ -67,7 +68,7 @@ def test_killed_at_random_points_a_run_ends_in_the_same_bits(
 @pytest.mark.parametrize(
     "place, fuse",
     [
-        ("batch_nats", 12),  # the second of two passes
+        ("next_token_loss", 12),  # the second of two passes
         ("clip_grad_norm", 8),  # a step begun, not done
         ("save_file", 2),  # half of a file of the second checkpoint
         ("flush_to_disk", 3),  # all written, not yet renamed
@@ -100,14 +101,6 @@ def test_a_signal_finishes_the_step_saves_and_returns(unbroken, number, tmp_path
     for row, expected in zip(rows, unbroken[0], strict=True):
         known = {name: value for name, value in expected.items() if value is not None}
         assert {k: row[k] for k in known} == pytest.approx(known, rel=1e-4)
-
-
-def test_the_second_ctrl_c_kills():
-    seen = []
-    with pytest.raises(KeyboardInterrupt), catch_signals(seen.append):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert seen == ["SIGINT"]
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +182,7 @@ def test_other_settings_are_taken_and_named(copy, capsys):
     done = make_trainer(copy, max_steps=9, per_device_train_batch_size=4).train()
     assert done["step"] == 9
     said = capsys.readouterr().out
-    assert "going on from checkpoint-000008" in said
+    assert "resuming from checkpoint-000008" in said
     assert "max_steps was 8, is 9" in said
 
 
@@ -235,8 +228,10 @@ def test_a_checkpoint_holds_no_pickle(finished):
 
 
 def test_moments_and_counters_come_back(finished):
-    trainer = make_trainer(finished, max_steps=8)
-    trainer.load(*last_checkpoint(finished / "run"))
+    run = make_trainer(finished, max_steps=8)
+    folder, _ = last_checkpoint(finished / "run")
+    trainer = run.trainer
+    load_optimizer(trainer.model, trainer.optimizer, folder / "optimizer.safetensors")
     for p in trainer.model.parameters():
         state = trainer.optimizer.state[p]
         assert state["step"].item() == 8 and state["exp_avg"].shape == p.shape
@@ -246,5 +241,45 @@ def test_moments_and_counters_come_back(finished):
 def test_the_state_reads_as_json(finished):
     folder = list_checkpoints(finished / "run")[-1]
     state = json.loads((folder / "trainer_state.json").read_text())
-    assert set(state) == {"progress", "batches", "config", "identity", "files"}
+    names = "progress batches loss_scale config identity saved files".split()
+    assert set(state) == set(names)
     assert str(finished) not in json.dumps(state["identity"])
+
+
+def test_stopped_by_another_process_it_saves_and_is_not_finished(tmp_path):
+    """The sum of all processes' wishes is above 0, though this one has none."""
+    run = make_trainer(tmp_path)
+    real = run.processes.sum
+
+    def sum_of_two(*values):
+        total = real(*values)
+        asked = values == (False,) and run.trainer.step == 5
+        return [1.0] if asked else total
+
+    run.processes.sum = sum_of_two
+    assert run.train()["step"] == 5
+    assert last_checkpoint(tmp_path / "run")[0].name == "checkpoint-000005"
+    assert not (tmp_path / "run/final").exists()
+    assert make_trainer(tmp_path).train()["step"] == 12
+
+
+def test_stop_after_the_last_step_still_finishes(tmp_path):
+    class Stop:
+        def on_step_end(self, trainer):
+            if trainer.step == 12:
+                trainer.stop("no improvement")
+
+    make_trainer(tmp_path, callbacks=[Stop()]).train()
+    assert (tmp_path / "run/final/model.safetensors").exists()
+
+
+def test_a_checkpoint_without_the_newer_entries_resumes(copy, finished):
+    """Checkpoints from before 1.1 say neither "saved" nor "loss_scale"."""
+    for folder in list_checkpoints(copy / "run"):
+        path = folder / "trainer_state.json"
+        state = json.loads(path.read_text())
+        del state["saved"], state["loss_scale"]
+        path.write_text(json.dumps(state))
+    shutil.rmtree(copy / "run/checkpoint-000008")
+    make_trainer(copy, max_steps=8, save_total_limit=3).train()
+    assert result(copy) == result(finished)

@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm.scaling_out import bytes_per_process, torchrun, training_days
-from minillm.transformer import ModelConfig, count_flops
+from minillm.scaling_out import (
+    Processes,
+    bytes_per_process,
+    torchrun,
+    training_days,
+)
+from minillm.transformer import ModelConfig, Transformer, count_flops
 
 SCRIPT = """
 import sys, torch, torch.distributed as dist
@@ -61,7 +66,42 @@ def test_bytes_per_process(processes: int):
 
 
 def meta(config: ModelConfig) -> torch.nn.Module:
-    from minillm.transformer import Transformer
-
     with torch.device("meta"):
         return Transformer(config)
+
+
+def test_one_process_is_left_as_it_is(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    processes, model = Processes("cpu"), torch.nn.Linear(2, 2)
+    assert (processes.rank, processes.world_size) == (0, 1)
+    assert processes.sum(3, 0.5) == [3, 0.5]
+    assert processes.wrap(model) is model
+    with processes.no_sync(model):
+        model(torch.ones(2)).sum().backward()
+    assert model.weight.grad is not None
+
+
+PARTS = """
+import sys, torch
+from minillm.scaling_out import Processes
+processes = Processes("cpu")
+rank, model = processes.rank, torch.nn.Linear(1, 1, bias=False)
+wrapped, found = processes.wrap(model), list(processes.sum(rank, 10))
+with processes.no_sync(wrapped):
+    wrapped(torch.tensor([rank + 1.0])).sum().backward()
+found.append(model.weight.grad.item())  # own: 1 or 2
+wrapped(torch.tensor([10.0])).sum().backward()
+found.append(model.weight.grad.item())  # the mean of 11 and 12
+open(f"{sys.argv[1]}/{rank}", "w").write(str(found))
+"""
+
+
+@pytest.mark.slow
+def test_processes_sum_wait_and_average(tmp_path: Path):
+    (tmp_path / "script.py").write_text(PARTS)
+    launcher = torchrun(2, tmp_path / "script.py", tmp_path)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, output
+    found = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert found == [f"[1.0, 20.0, {own}, 11.5]" for own in ("1.0", "2.0")]

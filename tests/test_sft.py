@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm import sft
+from minillm.app.training import Run, RunConfig
 from minillm.optimization import cross_entropy
 from minillm.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from minillm.transformer import ModelConfig, Transformer
@@ -288,81 +289,7 @@ def test_packed_is_separate(tokenizer):
     torch.testing.assert_close(packed, alone, rtol=1e-9, atol=1e-9)
 
 
-# ---------------------------------------------------------------- files
-
-FORMATS = {
-    "ours": {"conversations": EXCHANGE, "kind": "sum"},
-    "messages": {"messages": EXCHANGE},
-    "sharegpt": {
-        "conversations": [
-            {"from": "human", "value": EXCHANGE[0]["content"]},
-            {"from": "gpt", "value": EXCHANGE[1]["content"]},
-        ]
-    },
-    "alpaca": {"instruction": "What is 2 + 3?", "input": "", "output": "2 + 3 = 5."},
-    "role list": EXCHANGE,
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_told_apart(tmp_path, name):
-    rows = [FORMATS[name]] * 2
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
-    (tmp_path / "c.json").write_text(json.dumps(rows))
-    for path in sorted(tmp_path.iterdir()):
-        read = list(sft.read_conversations(path))
-        assert [row["conversations"] for row in read] == [EXCHANGE, EXCHANGE]
-    if name == "ours":
-        assert read[0]["kind"] == "sum"
-
-
-def test_alpaca_input_follows_the_instruction():
-    row = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
-    assert sft.as_messages(row)[0]["content"] == "Add.\n2 and 3"
-
-
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ("{oops", "not JSON|Expecting"),
-        ('[{"role": "us', "not JSON: Unterminated string starting at column 11"),
-        pytest.param("[" * 100_000, "brackets are nested too deeply", id="deep"),
-        pytest.param("b" * 17_000_000, "longer than 16 MB", id="long"),
-        ('{"text": "a story"}', "none of the known formats.*text"),
-        ("3", "none of the known formats"),
-        ('{"conversations": []}', "empty conversation"),
-        ('{"conversations": [{"role": "user", "content": "hi"}]}', "no answer"),
-        ('{"instruction": "Add.", "output": ""}', "message 2, the assistant's, is"),
-        ('{"instruction": "Add."}', "NoneType"),
-        ('{"conversations": [{"from": "bing", "value": "hi"}]}', "role 'bing'"),
-    ],
-)
-def test_bad_rows_are_named_with_file_and_line(tmp_path, capsys, line, fault):
-    path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps(EXCHANGE) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=rf"chats\.jsonl, line 2: .*({fault})"):
-        list(sft.read_conversations(path))
-    assert len(list(sft.read_conversations(path, skip=True))) == 1
-    assert "skipped 1, the first" in capsys.readouterr().err
-
-
-def test_bad_items_of_a_list_and_unknown_formats(tmp_path):
-    path = tmp_path / "chats.json"
-    path.write_text(json.dumps([{"conversations": EXCHANGE}, {"text": "?"}]))
-    with pytest.raises(ValueError, match=r"chats\.json, item 2: .*known formats"):
-        list(sft.read_conversations(path))
-    with pytest.raises(ValueError, match="unknown format '.pdf'"):
-        sft.read_conversations("chats.pdf")
-
-
-def test_alpaca_as_csv(tmp_path):
-    path = tmp_path / "chats.csv"
-    path.write_text("instruction,input,output\nWhat is 2 + 3?,,2 + 3 = 5.\n")
-    assert next(sft.read_conversations(path))["conversations"] == EXCHANGE
-
-
-# ---------------------------------------------------------------- answers and marks
+# ---------------------------------------------------------------- answers and grades
 
 
 def test_answers_of_a_batch_are_those_alone(tokenizer):
@@ -374,10 +301,14 @@ def test_answers_of_a_batch_are_those_alone(tokenizer):
     assert together == alone
 
 
-def test_marks_by_kind():
-    rows = [{"kind": "sum", "a": "5"}, {"kind": "sum", "a": "6"}, {"kind": "day"}]
-    marks = sft.grade(rows, ["5", "5", ""], lambda row, reply: row.get("a") == reply)
-    assert marks == {"day": (0, 1), "sum": (1, 2), "all": (1, 3)}
+def test_grades_by_kind():
+    rows = [{"kind": "sum", "a": "5"}, {"kind": "sum", "a": "6"}, {"kind": "day"}, {}]
+    replies = ["5", "5", "", ""]
+    found = sft.grade(rows, replies, lambda row, reply: row.get("a") == reply)
+    wanted = {"day": (0, 1), "other": (0, 1), "sum": (1, 2), "all": (1, 4)}
+    assert list(found.items()) == list(wanted.items())
+    with pytest.raises(ValueError, match="shorter"):
+        sft.grade(rows, replies[:1], lambda row, reply: True)
 
 
 def test_wilson_interval_against_its_equation():
@@ -401,37 +332,6 @@ def test_mixture_holds_all_examples_of_all(tokenizer):
         assert (ids == pair[0]).all() and (labels == pair[1]).all()
 
 
-def test_public_sets_are_read_by_name(monkeypatch, capsys):
-    """Alpaca's shape as in BelleGroup's sets, ours as in MiniMind's files."""
-    asked = []
-
-    def fetch(name):
-        asked.append(name)
-        yield FORMATS["alpaca"]
-        yield FORMATS["ours"]
-        yield {"text": "?"}
-
-    monkeypatch.setattr(sft, "fetch_rows", fetch)
-    names = "BelleGroup/train_0.5M_CN", "jingyaogong/minimind_dataset:sft.jsonl"
-    for name in names:
-        rows = sft.read_conversations(name)
-        assert [next(rows)["conversations"] for _ in range(2)] == [EXCHANGE] * 2
-        with pytest.raises(ValueError, match="row 3: in none of the known formats"):
-            next(rows)
-    assert asked == list(names)
-    assert len(list(sft.read_conversations(names[0], skip=True))) == 2
-    assert "skipped 1, the first" in capsys.readouterr().err
-
-
-def test_a_missing_file_and_a_set_out_of_reach(tmp_path, monkeypatch):
-    with pytest.raises(OSError):
-        list(sft.read_conversations(tmp_path / "no.jsonl"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="run `minillm data convert BelleGroup"):
-        list(sft.read_conversations("BelleGroup/train_0.5M_CN"))
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(nasty, min_size=2, max_size=4), nasty)
 def test_nothing_typed_changes_what_is_learned(template, tokenizer, texts, typed):
@@ -447,8 +347,7 @@ def test_nothing_typed_changes_what_is_learned(template, tokenizer, texts, typed
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tokenizer, tmp_path):
-    """The relay of chapter 09 holds for conversations: bit by bit."""
-    from minillm.pretraining import Trainer, TrainingConfig
+    """Chapter 12's relay holds for conversations: bit by bit."""
 
     class Stop:
         def on_save(self, trainer, folder):
@@ -457,7 +356,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tokenizer, tmp_path):
     def run(name, *callbacks):
         other = [EXCHANGE[0], {"role": "assistant", "content": "I do not know."}]
         talks = sft.SFTDataset([TWO_TURNS, EXCHANGE, other], tokenizer, 160)
-        config = TrainingConfig(
+        config = RunConfig(
             output_dir=str(tmp_path / name),
             max_steps=6,
             save_steps=3,
@@ -467,9 +366,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tokenizer, tmp_path):
             precision="float32",
         )
         data = sft.Mixture(talks, talks)
-        Trainer(
-            small_model(tokenizer), tokenizer, config, data, None, callbacks
-        ).train()
+        Run(small_model(tokenizer), tokenizer, config, data, None, callbacks).train()
         return tmp_path / name / "final/model.safetensors"
 
     whole = run("whole")

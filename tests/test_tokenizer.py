@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -23,15 +24,17 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer
 
 import minillm.tokenizer as module
-from minillm.command_line import main
-from minillm.tokenizer import (
+from minillm.support.tokenizers import (
     GPT2_PATTERN,
+    SentencePieceAdapter,
+    TokenizersAdapter,
+    split_special,
+)
+from minillm.tokenizer import (
     LETTERS,
     PATTERN,
     SPECIAL_TOKENS,
-    SentencePieceAdapter,
     Tokenizer,
-    TokenizersAdapter,
     compile_pattern,
     count_pieces,
     learn_merges,
@@ -40,7 +43,6 @@ from minillm.tokenizer import (
     merge_by_rank,
     tokenizer_json,
     train_bpe,
-    write_tokens,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +173,14 @@ def test_merges_are_those_of_the_naive_loop(pieces, min_frequency):
     assert learn_merges(pieces, 30, min_frequency) == expected
 
 
+def test_a_long_piece_is_learned_at_once():
+    """A megabyte without a space, such as DNA: each merge reads it once."""
+    text = "".join(random.Random(0).choices("ACGT", k=200_000))
+    start = time.process_time()
+    learn_merges({text: 1}, 300)
+    assert time.process_time() - start < 20  # 50 times what it takes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [PATTERN, LLAMA3_PATTERN, r"\s+|\w+"])
 def test_training_gives_the_same_file_as_tokenizers(pattern):
@@ -224,7 +234,8 @@ def test_a_huge_text_is_counted_as_many_small_ones():
 def test_bars_show_when_asked_and_the_environment_hides_them(tmp_path):
     """TQDM_DISABLE is read when tqdm is imported, hence a process of its own."""
     program = (
-        "from minillm.tokenizer import train_bpe, write_tokens\n"
+        "from minillm.support.token_files import write_tokens\n"
+        "from minillm.tokenizer import train_bpe\n"
         "t = train_bpe(['the cat the cat'] * 3, 270, progress={0})\n"
         f"write_tokens(['the cat'], t, {str(tmp_path / 'x')!r}, progress={{0}})\n"
     )
@@ -372,6 +383,14 @@ def test_the_cache_of_pieces_is_bounded(tokenizer):
 
 
 # Special tokens
+
+
+def test_a_text_is_split_at_special_tokens():
+    assert list(split_special("a<s>b", ["<s>"])) == [(0, "a"), (1, "<s>"), (4, "b")]
+    assert list(split_special("a<s>b", [])) == [(0, "a<s>b")]
+    assert list(split_special("", ["<s>"])) == list(split_special("", [])) == []
+    both = list(split_special("<a><a><a>", ["<a>", "<a><a>"]))
+    assert both == [(0, "<a><a>"), (6, "<a>")]
 
 
 def test_special_tokens_in_a_text_are_text(tokenizer):
@@ -629,44 +648,7 @@ def test_a_sentencepiece_model_is_loaded(tmp_path):
     assert load_tokenizer(tmp_path / "again").fingerprint() == ours.fingerprint()
 
 
-# Token files
-
-
-def test_a_token_file_holds_the_documents_between_end_tokens(tokenizer, tmp_path):
-    texts = [*world_texts(20), "", *CHINESE]
-    facts = write_tokens(iter(texts), tokenizer, tmp_path / "train")
-    ids = np.load(tmp_path / "train.npy", mmap_mode="r")
-    assert isinstance(ids, np.memmap) and ids.dtype == np.uint16 and ids.ndim == 1
-    expected = [0]
-    for text in texts:
-        expected += [*tokenizer.encode(text), 0] if text else []
-    assert ids.tolist() == expected
-    assert facts == json.loads((tmp_path / "train.json").read_text())
-    assert facts["tokens"] == len(expected) and facts["documents"] == len(texts) - 1
-    assert facts["bytes"] == sum(len(text.encode()) for text in texts)
-    assert facts["tokenizer"] == tokenizer.fingerprint()
-    write_tokens(texts, tokenizer, tmp_path / "same.npy")
-    assert (tmp_path / "same.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
-
-
-def test_large_vocabularies_get_32_bits(tmp_path):
-    special = ["<|endoftext|>", *(f"<|{i}|>" for i in range(2**16))]
-    wide = train_bpe([], 256 + len(special), special)
-    write_tokens(["ab"], wide, tmp_path / "wide")
-    ids = np.load(tmp_path / "wide.npy")
-    assert ids.dtype == np.uint32 and ids.tolist() == [0, *wide.encode("ab"), 0]
-
-
-def test_an_interrupted_token_file_leaves_nothing(tokenizer, tmp_path):
-    def texts():
-        yield "one"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_tokens(texts(), tokenizer, tmp_path / "train")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="eos_token"):
-        write_tokens(["one"], Tokenizer(tokenizer.spec), tmp_path / "train")
+# The chapter and the command
 
 
 @pytest.mark.slow
@@ -708,12 +690,18 @@ def test_the_view_in_the_browser_gives_the_same_ids():
     assert json.loads(run.stdout) == tokenizer.encode_batch(texts)
 
 
-def test_the_module_holds_its_final_names():
-    names = {"train_bpe", "Tokenizer", "load_tokenizer", "write_tokens"}
-    assert names | {"PATTERN", "SPECIAL_TOKENS"} <= set(module.__all__)
+def test_the_module_exports_what_the_chapter_names():
+    """A short list, and each name of it in the table at the chapter's end."""
+    names = {"train_bpe", "Tokenizer", "load_tokenizer", "PATTERN", "SPECIAL_TOKENS"}
+    assert names <= set(module.__all__) and len(module.__all__) <= 12
+    text = (ROOT / "notebooks/text/02_tokenizer.md").read_text("utf-8")
+    table = text.split("## What we have now")[1].split("## Exercises")[0]
+    assert all(f"`{name}" in table for name in module.__all__)
 
 
 def test_the_command_line_encodes_a_corpus(tokenizer, folder, tmp_path, capsys):
+    from minillm.app.main import main
+
     (tmp_path / "texts").mkdir()
     for name, text in (("a.txt", "the cat 猫"), ("b.txt", "two")):
         (tmp_path / "texts" / name).write_text(text, encoding="utf-8")

@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 
 from minillm import pretraining, relay
-from minillm.pretraining import TokenFile, Trainer, TrainingConfig, Validation
-from minillm.tokenizer import train_bpe, write_tokens
+from minillm.app.training import Run, RunConfig
+from minillm.pretraining import Validation
+from minillm.support import checkpoints
+from minillm.support.token_files import TokenFile, write_tokens
+from minillm.tokenizer import train_bpe
 from minillm.transformer import ModelConfig, Transformer
 
 TIMES = ("tokens_per_second", "flops_per_second", "memory")
@@ -49,17 +52,22 @@ def make_model(seed=0, **changes):
     return Transformer(ModelConfig(tokenizer().vocab_size, **shape | changes))
 
 
-def make_trainer(folder, data=None, model=None, callbacks=(), validation=8, **changes):
+def make_trainer(
+    folder, data=None, model=None, callbacks=(), validation=8, parts=None, **changes
+):
+    """A `Run` in folder/run; `parts`: another loss, count or collate."""
     settings = dict(
         output_dir=str(Path(folder) / "run"), max_steps=12, save_steps=4, eval_steps=4,
         per_device_train_batch_size=2, gradient_accumulation_steps=2,
         context_length=48, warmup_steps=2, logging_steps=3, precision="float32",
         learning_rate=1e-2, device="cpu",
     )  # fmt: skip
-    return Trainer(
+    loss = {"loss": pretraining.next_token_loss}  # as patched by `train_until_killed`
+    return Run(
         model or make_model(dropout=0.1), tokenizer(),
-        TrainingConfig(**settings | changes), data or token_file(folder),
+        RunConfig(**settings | changes), data or token_file(folder),
         Validation(make_texts(validation, seed=9)) if validation else None, callbacks,
+        **loss | (parts or {}),
     )  # fmt: skip
 
 
@@ -71,15 +79,15 @@ def result(folder):
     return rows, (Path(folder) / "run/final/model.safetensors").read_bytes()
 
 
-# What can be going on when the power fails: a pass, the gradients' check, a file half
-# written, a checkpoint not yet renamed.
+# Where the power can fail: in a pass, before the gradients are checked, with a file
+# half written, before a checkpoint is renamed, while an old one is deleted.
 PLACES = (
-    (pretraining, "batch_nats"),
+    (pretraining, "next_token_loss"),
     (pretraining, "clip_grad_norm"),
     (relay, "save_file"),
-    (relay, "checksum"),
-    (relay, "flush_to_disk"),
-    (relay, "remove"),
+    (checkpoints, "sha256_of"),
+    (checkpoints, "flush_to_disk"),
+    (checkpoints, "remove"),
 )
 
 

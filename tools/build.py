@@ -5,14 +5,12 @@
     python tools/build.py --only export   twins -> notebooks -> minillm/, none executed
     python tools/build.py --only check    say what is out of date; exit 1 if any is
 
-A notebook is out of date when its code changed since it was last executed, or a module
-that it imports, or a checkpoint or a table of measurements that it loads. A hash of all
-that is stored in its metadata.
+First what lists the chapters is written, from book/course.toml. A notebook is out of
+date when its code changed since it was last executed, or a definition that it reaches
+(`fingerprint.py`): prose, comments and docstrings execute nothing.
 """
 
 import argparse
-import ast
-import hashlib
 import json
 import os
 import re
@@ -22,16 +20,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import course
+import fingerprint
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 TWINS = NOTEBOOKS / "text"
-PACKAGES = {"minillm": ROOT / "minillm", "littleworld": ROOT / "data" / "littleworld"}
 BIN = Path(sys.executable).parent
+HANG = 7200  # seconds: a cell that takes longer hangs, on a slow machine too
 
 
 def stems() -> list[str]:
     """Every chapter, in reading order; appendices last."""
-    return sorted(path.stem for path in TWINS.glob("*.md"))
+    return [chapter.stem for chapter in course.chapters(ROOT)]
 
 
 def tool(*arguments: object, **options: object) -> None:
@@ -53,10 +54,17 @@ def write(stem: str, notebook: dict) -> None:
 
 def sync(stem: str) -> None:
     """Text twin -> notebook, keeping outputs and ids of cells that did not change."""
-    arguments = ["--quiet", "--to", "ipynb", "--output", NOTEBOOKS / f"{stem}.ipynb"]
-    if (NOTEBOOKS / f"{stem}.ipynb").exists():
-        arguments.append("--update")
-    tool(BIN / "jupytext", *arguments, TWINS / f"{stem}.md")
+    import jupytext
+
+    def content(path: Path) -> list:
+        cells = jupytext.read(path).cells
+        return [(c.cell_type, c.source, c.metadata.get("tags")) for c in cells]
+
+    twin, notebook = TWINS / f"{stem}.md", NOTEBOOKS / f"{stem}.ipynb"
+    if notebook.exists() and content(twin) == content(notebook):
+        return
+    arguments = ["--quiet", "--to", "ipynb", "--output", notebook]
+    tool(BIN / "jupytext", *arguments, *["--update"] * notebook.exists(), twin)
 
 
 def module_of(stem: str) -> str | None:
@@ -92,55 +100,16 @@ def export(stem: str) -> None:
         target.write_text(text, encoding="utf-8")
 
 
-def imports(source: str) -> set[str]:
-    """`minillm.x` and `littleworld` as far as `source` imports them."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found.add(f"minillm.{node.module}")
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-        elif isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-    return {name for name in found if name.split(".")[0] in PACKAGES}
-
-
-def sources(stem: str) -> list[Path]:
-    """The project's files that a notebook's code imports, or loads as checkpoints."""
-    cells = read(stem)["cells"]
-    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    names = set(re.findall(r"checkpoints/([\w-]+)", code))
-    reached = {f for name in names for f in (ROOT / "checkpoints" / name).glob("*")}
-    tables = re.findall(r"benchmarks/[\w-]+\.json", code)
-    reached |= {ROOT / table for table in tables if (ROOT / table).exists()}
-    waiting = imports(code)
-    while waiting:
-        package, _, module = waiting.pop().partition(".")
-        for path in PACKAGES[package].glob(f"{module or '*'}.*"):
-            if path.suffix in {".py", ".toml"} and path not in reached:
-                reached.add(path)
-                if path.suffix == ".py" and package == "minillm":
-                    waiting |= imports(path.read_text(encoding="utf-8"))
-    return sorted(reached)
-
-
-def fingerprint(stem: str) -> str:
-    """Hash of a notebook's code and of every file of the project that it reads."""
-    digest = hashlib.sha256()
-    for cell in read(stem)["cells"]:
-        if cell["cell_type"] == "code":
-            digest.update("".join(cell["source"]).encode() + b"\0")
-    for path in sources(stem):
-        place = path.relative_to(ROOT).as_posix()
-        digest.update(place.encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+def code_cells(stem: str) -> list[str]:
+    cells = [c for c in read(stem)["cells"] if c["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in cells]
 
 
 def stale(stem: str) -> bool:
     if not (NOTEBOOKS / f"{stem}.ipynb").exists():
         return True
     built_from = read(stem)["metadata"].get("minillm", {}).get("built_from")
-    return built_from != fingerprint(stem)
+    return built_from != fingerprint.fingerprint(code_cells(stem))
 
 
 def renumber_widgets(notebook: dict) -> dict:
@@ -201,7 +170,7 @@ def execute(stem: str) -> None:
         }
         tool(
             BIN / "jupyter", "nbconvert", "--log-level", "ERROR", "--to", "notebook",
-            "--execute", "--inplace", "--ExecutePreprocessor.timeout=1800",
+            "--execute", "--inplace", f"--ExecutePreprocessor.timeout={HANG}",
             "--ExecutePreprocessor.record_timing=False", path, env=environment,
         )  # fmt: skip
     tool(
@@ -210,7 +179,9 @@ def execute(stem: str) -> None:
         "--keep-metadata-keys", "metadata.widgets metadata.minillm", path,
     )  # fmt: skip
     notebook = merge_streams(renumber_widgets(read(stem)))
-    notebook["metadata"]["minillm"] = {"built_from": fingerprint(stem)}
+    notebook["metadata"]["minillm"] = {
+        "built_from": fingerprint.fingerprint(code_cells(stem))
+    }
     write(stem, notebook)
     print(f"{stem}: executed in {time.time() - start:.0f} s", flush=True)
 
@@ -221,6 +192,9 @@ def main() -> int:
     parser.add_argument("--only", choices=["export", "check"], default="")
     parser.add_argument("--force", action="store_true", help="execute all of them")
     arguments = parser.parse_args()
+    os.chdir(ROOT)  # where nbdev finds its settings
+    if not arguments.stems and arguments.only != "check":
+        course.sync()
     chosen = [Path(item).stem for item in arguments.stems] or stems()
     if unknown := set(chosen) - set(stems()):
         print(f"no text twin notebooks/text/{unknown.pop()}.md", file=sys.stderr)
@@ -232,7 +206,6 @@ def main() -> int:
             or "up to date"
         )
         return bool(late)
-    os.chdir(ROOT)  # where nbdev finds its settings
     for stem in chosen:
         sync(stem)
         export(stem)

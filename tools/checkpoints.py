@@ -27,7 +27,7 @@ LONG = {
 
 
 def minillm(*arguments: object) -> None:
-    call = "from minillm.command_line import main; raise SystemExit(main())"
+    call = "from minillm.app.main import main; raise SystemExit(main())"
     command = [sys.executable, "-c", call, *map(str, arguments)]
     print("\n$ minillm", *arguments, flush=True)
     if code := subprocess.run(command).returncode:

@@ -1,4 +1,4 @@
-"""Make every mistake in the tests' table, and write what the commands say to it.
+"""Provoke every error in the tests' table, and write down what the commands report.
 
 python tools/errors.py    book/error_messages.md, from tests/test_command_line.py
 """
@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book/error_messages.md"
 HEAD = """# Every error message
 
-Whatever is wrong with what a command is given, it says so in one line that begins with
-`minillm:`, and ends with exit code 2. Here are {} mistakes and what is said to each.
-`tools/errors.py` makes them all and writes this page, and a test compares it with what
-the commands say today. What to do stands in the message; where it needs more words,
-[Troubleshooting](troubleshooting.md) has them.
+Whatever is wrong with what a command is given, it reports in one line that begins with
+`minillm:`, and ends with exit code 2. Here are {} errors: what is wrong, the command,
+and what it reports. The line says how to fix it; where that needs more words,
+[Troubleshooting](troubleshooting.md) has them. `tools/errors.py` provokes every one of
+these errors and writes this page, and a test compares it with today's commands.
 """
 
 
@@ -33,14 +33,19 @@ def page() -> str:
         shutil.copytree(chain, folder)
         if damage:
             damage(folder)
-        said = table.run(line, folder=folder)[2].strip().splitlines()[-1]
+        reported = table.run(line, folder=folder)[2].strip().splitlines()[-1]
         if name in table.SECTIONS:
             parts.append(f"\n## {table.SECTIONS[name]}\n\n")
-            parts.append("| what is wrong | command | it says |\n|--|--|--|\n")
-        parts.append(f"| {name} | {code(shown(line))} | {code(said[9:])} |\n")
+        parts.append(entry(name, line, reported))
         shutil.rmtree(folder.parent)
     shutil.rmtree(chain)
     return "".join(parts)
+
+
+def entry(name: str, line: str | list[str], reported: str) -> str:
+    """An item of the page's lists; no table, whose long lines would not wrap."""
+    message = code(reported.removeprefix("minillm: "))
+    return f"- **{name}**: {code(shown(line))}\\\n  {message}\n"
 
 
 def shown(line: str | list[str], width: int = 60) -> str:
@@ -53,10 +58,8 @@ def shown(line: str | list[str], width: int = 60) -> str:
 
 
 def code(text: str) -> str:
-    """As code in a cell of a Markdown table, whatever signs are in it."""
-    fence = "``" if "`" in text else "`"
-    space = " " if "`" in text else ""
-    return fence + space + text.replace("|", "\\|") + space + fence
+    """As code in Markdown, whatever characters are in it."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def numberless(text: str) -> str:
@@ -69,4 +72,4 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "tests"))
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {PAGE.read_text().count('| `minillm')} messages")
+    print(f"{PAGE.relative_to(ROOT)}: {PAGE.read_text().count('- **')} messages")

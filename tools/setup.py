@@ -23,11 +23,7 @@ import os  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
-from queue import Empty, Queue  # noqa: E402
-from threading import Thread  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -35,7 +31,6 @@ STAMP = VENV / "minillm-installed"
 WINDOWS = os.name == "nt"
 PYTHON = VENV / ("Scripts/python.exe" if WINDOWS else "bin/python")
 NEEDED_GB, CUDA_GB = 3, 10  # with the CPU build of torch; with CUDA's, and download
-FIND_SECONDS, INSTALL_SECONDS = 0.25, 0.25  # usual time a package, on 2 cores
 
 
 def fail(message: str) -> None:
@@ -88,108 +83,18 @@ def make_venv() -> None:
         fail("the environment could not be made; the lines above say why.")
 
 
-def seconds_left(done: float, total: int, spent: float, each: float) -> float:
-    """Time for the rest: what a package took so far, mixed with what it usually takes.
-
-    The usual time (`each`) counts as if 30 packages had shown it, so that a slow start,
-    or one large download, does not make the first estimates absurd.
-    """
-    return (spent + 30 * each) / (done + 30) * max(total - done, 0)
-
-
-def lines_of(pip: subprocess.Popen) -> Iterator[str]:
-    """What pip says, and an empty line for each second in which it says nothing."""
-    said: Queue = Queue()
-
-    def listen():
-        for line in pip.stdout:
-            said.put(line)
-        said.put(None)
-
-    Thread(target=listen, daemon=True).start()
-    while True:
-        try:
-            if (line := said.get(timeout=1)) is None:
-                return
-        except Empty:
-            line = ""
-        yield line.rstrip()
-
-
-class Progress:
-    """Says how far pip is: it finds and downloads all packages, then installs them."""
-
-    def __init__(self, total: int):
-        self.total, self.found, self.installing = total, 0, 0.0
-        self.start = self.said = time.time()
-        self.places = [*VENV.glob("lib/python*"), VENV / "Lib"]
-
-    def hear(self, line: str) -> None:
-        self.found += line.startswith(("Collecting ", "Requirement already"))
-        if large := re.match(r" *Downloading (\S+?)-(\d\S*?)-.*\((\d{2,}\S*) MB", line):
-            size = float(large[3])
-            if size > 40:
-                print(f"  downloading {large[1]} {large[2]}, {size:.0f} MB", flush=True)
-        elif line.startswith("Installing collected"):
-            self.installing, self.total = time.time(), line.count(",") + 1
-            self.before = self.installed()
-        self.show()
-
-    def installed(self) -> int:
-        return sum(
-            1 for p in self.places for _ in p.glob("site-packages/*.dist-info/RECORD")
-        )
-
-    def show(self) -> None:
-        """A line now and then; the time left only once it means something."""
-        bar, now = sys.stdout.isatty(), time.time()
-        if now - self.said < (1 if bar else 10):
-            return
-        if self.installing:
-            done, verb, rest = self.installed() - self.before, "installed", 0.0
-            spent, each = now - self.installing, INSTALL_SECONDS
-        else:
-            done, verb, rest = self.found, "found", INSTALL_SECONDS * self.total
-            spent, each = now - self.start, FIND_SECONDS
-        note = f"  {verb} {min(done, self.total)} of {self.total} packages"
-        if spent > 5 and done > 10:
-            left = seconds_left(done, self.total, spent, each) + rest
-            note += f", about {max(round(left, -1), 10):.0f} s left"
-        self.say(note, "\r" if bar else "\n")
-
-    def say(self, note: str, end: str) -> None:
-        print(f"{note:72}" if end == "\r" else note, end=end, flush=True)
-        self.said = time.time()
-
-
 def install() -> None:
-    """Run pip, and show how far it is."""
-    pinned = re.findall(
-        r"^[\w.-]+==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M
-    )
-    print(
-        f"[2/3] installing {len(pinned)} packages (1-2 minutes, and the download)",
-        flush=True,
-    )
+    """Run pip, which shows its own progress."""
+    print("[2/3] installing (1-2 minutes, and the download)", flush=True)
     command = [
         str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check",
-        "--no-input", "--progress-bar", "off", "-c", "constraints.txt", "-e", ".[all]",
+        "--no-input", "-c", "constraints.txt", "-e", ".[all]",
     ]  # fmt: skip
-    progress, tail = Progress(len(pinned)), []
-    pip = subprocess.Popen(
-        command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace",
-    )  # fmt: skip
-    for line in lines_of(pip):
-        tail = [*tail[-14:], line] if line else tail
-        progress.hear(line)
-    if pip.wait():
-        print("\n".join(["", *tail]), file=sys.stderr)
+    if subprocess.run(command, cwd=ROOT, env=clean_environment()).returncode:
         fail(
             "pip could not install the course; its last lines are above. "
-            "Run the same command again to go on."
+            "Run the same command again to resume."
         )
-    progress.say(f"  installed in {time.time() - progress.start:.0f} s", "\n")
 
 
 def pin() -> None:
@@ -214,7 +119,7 @@ def main() -> int:
         return 0
     if not os.access(ROOT, os.W_OK):
         fail(f"this folder can't be written: {ROOT}. Copy the course to one that can.")
-    # pip goes on where it was; only an environment that does not run is made anew.
+    # pip resumes where it was; only an environment that does not run is replaced.
     works = (
         PYTHON.exists()
         and not subprocess.run(
@@ -233,5 +138,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         sys.exit(130)

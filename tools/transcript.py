@@ -28,7 +28,7 @@ SAID = [
 
 def ask() -> list[tuple[str, str]]:
     """Type every line into one conversation; what was said, and what came back."""
-    from minillm.command_line import main
+    from minillm.app.main import main
 
     heard, before = io.StringIO(), sys.stdin
     sys.stdin = io.StringIO("\n".join(SAID) + "\n")

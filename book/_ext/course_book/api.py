@@ -18,6 +18,7 @@ from .chapters import APPENDICES, ROOT, STEMS, module, number
 
 FOLDER = ROOT / "book/api"
 WORLD, WORLD_CHAPTER = "littleworld", "01_data"
+WINGS = ("support", "app")  # hand-written: a page each
 LONG = 60  # characters; the value of a longer constant is not shown
 
 
@@ -50,6 +51,22 @@ def known() -> dict[str, str]:
     full += [f"{WORLD}.{name}" for name in names_of(WORLD)]
     short = [name.rpartition(".")[2] for name in full]
     return {s: f for s, f in zip(short, full, strict=True) if short.count(s) == 1}
+
+
+def wing_modules(wing: str) -> list[str]:
+    """The modules of a wing by their full names, in the order of the alphabet."""
+    folder = ROOT / "minillm" / wing
+    files = [p for p in sorted(folder.rglob("*.py")) if p.stem != "__init__"]
+    return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files]
+
+
+def wing_page(wing: str) -> str:
+    full = f"minillm.{wing}"
+    text = heading(full) + first_sentence(full) + "\n\n"
+    for name in wing_modules(wing):
+        text += heading(name, "-")
+        text += f".. automodule:: {name}\n   :members:\n\n"
+    return text
 
 
 def first_sentence(name: str) -> str:
@@ -139,6 +156,9 @@ def index_page() -> str:
     for full, (page, stem) in {**pages, WORLD: (WORLD, WORLD_CHAPTER)}.items():
         about = to_rst(first_sentence(full)).rstrip(".")
         text += f":doc:`{full} <{page}>`\n   {about}. :doc:`/notebooks/{stem}`\n\n"
+    for wing in WINGS:
+        about = to_rst(first_sentence(f"minillm.{wing}")).rstrip(".")
+        text += f":doc:`minillm.{wing} <{wing}>`\n   {about}.\n\n"
     return text
 
 
@@ -146,6 +166,7 @@ def write_pages(app):
     FOLDER.mkdir(exist_ok=True)
     pages = {"index": index_page(), WORLD: world_page()}
     pages |= {name: module_page(name) for name in chapter_of()}
+    pages |= {wing: wing_page(wing) for wing in WINGS}
     for path in FOLDER.glob("*.rst"):
         if path.stem not in pages:
             path.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html import escape
 from pathlib import Path
 from string import ascii_uppercase
@@ -9,7 +10,12 @@ from string import ascii_uppercase
 from sphinx.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
-STEMS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+sys.path.insert(0, str(ROOT / "tools"))
+import course  # noqa: E402
+
+CHAPTERS = {chapter.stem: chapter for chapter in course.chapters(ROOT)}
+STEMS = list(CHAPTERS)
+MAP = "course_map.svg"
 APPENDICES = [stem for stem in STEMS if stem.startswith("appendix_")]
 
 
@@ -38,6 +44,7 @@ def add_number(app, docname, source):
     stem = stem_of(docname)
     if not stem or not number(stem):
         return
+    source[0] = re.sub(rf"{MAP}#\w+", MAP, source[0])  # a file's name, for Sphinx
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
@@ -86,6 +93,9 @@ def links(app, docname) -> list[tuple[str, str, str]]:
 def add_links(app, pagename, templatename, context, doctree):
     if app.builder.format != "html" or app.builder.name == "epub" or not doctree:
         return
+    if stem := stem_of(pagename):  # the box of this chapter is lit
+        lit = f"{MAP}#{CHAPTERS[stem].name}"
+        context["body"] = context["body"].replace(f'{MAP}"', f'{lit}"')
     items = "".join(
         f'<li><a class="no-preview" href="{escape(address)}"{more}>{text}</a></li>'
         for text, address, more in links(app, pagename)

@@ -1,0 +1,1 @@
+"""The upper wing: the command, windows, whole runs. No chapter imports it."""

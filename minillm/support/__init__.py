@@ -1,0 +1,1 @@
+"""The lower wing: files, formats, devices, logs. Imports no chapter."""
