@@ -61,7 +61,10 @@ def measure(name: str, config: ModelConfig, new_tokens: int, rounds: int) -> dic
             work()
             times[who].append(time.process_time() - start)
     ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-    speeds = {who: round(new_tokens / min(spent)) for who, spent in times.items()}
+    speeds = {
+        who: round(new_tokens / statistics.median(spent))
+        for who, spent in times.items()
+    }
     return {"shape": name, **speeds, "ratio": round(statistics.median(ratios), 2)}
 
 

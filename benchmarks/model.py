@@ -5,7 +5,7 @@
     python benchmarks/model.py --parts generation  one of the tables only
     python benchmarks/model.py --save              and keep them in model.json
 
-Beside ours stand transformers' Llama with the same weights, and three models written
+Beside ours are transformers' Llama with the same weights, and three models written
 here from the published structure of others: litgpt's and minimind's Llama, also with
 the same weights, and nanoGPT's GPT, which has about as many parameters. The models take
 turns in every round, and each round gives a ratio; the median of the ratios counts,

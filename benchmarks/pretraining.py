@@ -4,7 +4,7 @@
     python benchmarks/pretraining.py --shapes 256x6x256 --rounds 3 --threads 2
 
 Ours is the trainer of chapter 09 with everything on: documents packed behind a mask,
-gradients clipped, the rate set, losses counted. Beside it stand loops as nanoGPT and
+gradients clipped, the rate set, losses counted. Beside it are loops as nanoGPT and
 most scripts around transformers' Llama have them: rows cut from one line of tokens, no
 mask, torch's fused AdamW. Each in its default (float32) and under bf16 autocast, and
 each in a process of its own, because our trainer sets how the C library keeps memory.

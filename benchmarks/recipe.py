@@ -2,7 +2,7 @@
 
     python benchmarks/recipe.py                    all runs that recipe.json lacks
     python benchmarks/recipe.py "seed 1" cosine    these runs, again
-    python benchmarks/recipe.py --table            no runs: print what recipe.json holds
+    python benchmarks/recipe.py --table            no runs: print what is in recipe.json
 
 A run is one line of RUNS: what it changes in the default of `minillm pretrain`. Each is
 trained with the loop of chapter 09 on a corpus of Little World and measured in the
@@ -231,7 +231,7 @@ class Exam:
         return off.mean().item()
 
     def judge(self, model, count: int, temperature: float) -> dict:
-        """Documents from a bare start; of those that are stories, how many hold."""
+        """Of the stories among documents from a bare start, how many are consistent."""
         length = self.plan.context - 1
         config = GenerationConfig(length, temperature=temperature, seed=1)
         start = torch.zeros(round(count * 1.7), 1, dtype=torch.long)
@@ -239,13 +239,13 @@ class Exam:
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         verdicts = [self.world.check(text) for text in texts]
         kinds = ("story", "story_questions", None)
-        told = [v for v in verdicts if v.kind in kinds][:count]
-        read = [v for v in told if v.grammatical]
+        stories = [v for v in verdicts if v.kind in kinds][:count]
+        read = [v for v in stories if v.grammatical]
         slots = sum(v.slots for v in read)
         return {
-            "stories": len(told),
-            "grammatical": len(read) / len(told),
-            "consistent": sum(v.right for v in told) / len(told),
+            "stories": len(stories),
+            "grammatical": len(read) / len(stories),
+            "consistent": sum(v.right for v in stories) / len(stories),
             "slots": 1 - sum(len(v.faults) for v in read) / max(1, slots),
         }
 

@@ -1,8 +1,8 @@
 """What decides how well fine-tuning goes: rate, passes, old documents, mix of data.
 
-    python benchmarks/sft.py             every trial below that sft.json does not hold
+    python benchmarks/sft.py             every trial below that is not in sft.json
     python benchmarks/sft.py final       one of them, again
-    python benchmarks/sft.py --table     print what sft.json holds
+    python benchmarks/sft.py --table     print what is in sft.json
 
 Every trial fine-tunes the shipped base model by chapter 10's recipe with one thing
 changed, then asks held-out prompts (greedy, judged exactly by the world) and

@@ -113,7 +113,7 @@ class NearDuplicates:
         self.likeness, self.known, self.count = likeness, {}, 0
 
     def find(self, text: str) -> tuple[int, float] | None:
-        """The number of an earlier text that this one repeats, and how like it is."""
+        """The number of an earlier text that this one repeats, and the likeness."""
         words = WORD.findall(text)
         runs = (" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
         sketch = self.sketch(num_perm=128)
@@ -130,9 +130,9 @@ class NearDuplicates:
 
 # %%
 def deduplicate(texts: Iterable[str], likeness: float | None = None) -> Iterator[str]:
-    """Yield every text the first time it comes; of each, only a digest is kept.
+    """Yield every text the first time it occurs; only a digest of each is kept.
 
-    With a `likeness` below 1, texts that are so like an earlier one are left out too.
+    With a `likeness` below 1, texts that are as like an earlier one are left out too.
     """
     seen, near = set(), None if likeness is None else NearDuplicates(likeness)
     for text in texts:
@@ -167,7 +167,7 @@ def diversity(texts: list[str]) -> dict[str, float]:
 def held_out(text: str, share: float = 0.01, salt: str = "") -> bool:
     """Whether a text belongs to the validation split: its own digest decides.
 
-    So a repeated text never stands on both sides, on any machine and in any order.
+    So all copies of a text are on one side, on any machine and in any order.
     """
     digest = hashlib.blake2b((salt + text).encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
@@ -181,7 +181,7 @@ SAMPLE = 32_000_000  # bytes of text that are looked at closely
 def sample_texts(texts: Iterable[str]) -> tuple[list[str], int, int]:
     """Texts of at most `SAMPLE` bytes, and how many texts and bytes there were in all.
 
-    All, or else a share by their digests: so all copies of a text, or none of them.
+    All, or else a share by their digests: all copies of a text, or none of them.
     """
     kept, held, share, count, total = [], 0, 1.0, 0, 0
     for text in texts:

@@ -173,10 +173,7 @@ class ContextFull(UserWarning):
 
 
 def _room(model: Transformer, input_ids: Tensor, max_new_tokens: int) -> int:
-    """How many of `max_new_tokens` fit into the context behind input_ids (B, T).
-
-    ValueError for a prompt that is empty, fills the context, or has unknown ids.
-    """
+    """How many of `max_new_tokens` fit behind input_ids (B, T); ValueError if none."""
     length, context = input_ids.shape[1], model.config.max_position_embeddings
     if length < 1:
         raise ValueError("the prompt is empty: it needs at least the begin token")
@@ -217,8 +214,7 @@ class LeftPadding:
             places = (self.real.cumsum(1) - 1).clamp(min=0)[:, start:]
             self.inputs = padding_mask(self.real, places.shape[1]), places
 
-    def grow(self) -> None:
-        """Get ready for one more token in every row."""
+    def grow(self) -> None:  # for one more token in every row
         if self.inputs[0] is not None:
             self.real = torch.nn.functional.pad(self.real, (0, 1), value=True)
             self.inputs = self.real[:, None, None], self.inputs[1][:, -1:] + 1

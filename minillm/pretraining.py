@@ -332,6 +332,25 @@ def draw(batches: Iterator[dict], passes: int) -> tuple[list[dict], list[list[in
     return drawn, documents
 
 
+def accumulate(
+    model: nn.Module, batches: list[dict], loss: Callable, factor: float,
+    processes: SingleProcess, precision: str,
+) -> torch.Tensor:  # fmt: skip
+    """Add up the gradients of `factor` times each pass's loss; the loss of each row.
+
+    DDP averages over processes, and is let do so in the last pass only.
+    """
+    device, losses = next(model.parameters()).device, []
+    for number, batch in enumerate(batches, 1):
+        batch = {k: x.to(device, non_blocking=True) for k, x in batch.items()}
+        wait = processes.no_sync if number < len(batches) else nullcontext
+        with wait(model), autocast(device, precision):
+            rows = loss(model, batch)
+            (rows.sum() * factor).backward()
+        losses.append(rows.detach())
+    return torch.cat(losses)
+
+
 def vote_precision(
     model: nn.Module, config: "TrainingConfig", processes: SingleProcess
 ) -> str:
@@ -472,13 +491,12 @@ class Progress:
 class Trainer:
     """The loop: draw, forward, loss, backward, clip, step. All else is a part.
 
-    `batches` gives dicts of tensors without end, as `Batches` does; without state_dict
-    they begin again in a resumed run. `loss(model, batch)` is the summed loss of each
-    row, (rows,), `count(batch)` of how many things: a step divides by their total. A
-    callback has any of on_train_begin(trainer), on_step_end(trainer), on_log(trainer,
-    row), on_evaluate(trainer, row), on_save(trainer, folder), on_train_end(trainer),
-    on_failure(trainer, error). `processes`: as `SingleProcess`; `wrap(model)`: what a
-    step calls. Raises FloatingPointError if a loss or a gradient is not a number.
+    `batches` gives dicts of tensors without end; without state_dict they begin again in
+    a resumed run. `loss(model, batch)` is the summed loss of each row, (rows,), and
+    `count(batch)` of how many things. Callbacks have any of on_train_begin(trainer),
+    on_step_end(trainer), on_log(trainer, row), on_evaluate(trainer, row),
+    on_save(trainer, folder), on_failure(trainer, error), on_train_end(trainer).
+    FloatingPointError if a loss or a gradient is not a number.
     """
 
     def __init__(
@@ -497,7 +515,8 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.progress = Progress(precision=config.precision)
         self.loss_scale, self.stopping = LossScale(config.precision), ""
-        keep_freed_memory()
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def step(self) -> int:
@@ -529,7 +548,9 @@ class Trainer:
         set_learning_rate(self.optimizer, config.learning_rate_at(self.step))
         self.model.train()
         self.optimizer.zero_grad()
-        losses = self.accumulate(batches, count)
+        factor = self.processes.world_size * self.loss_scale.value / count
+        parts = self.processes, self.progress.precision
+        losses = accumulate(self.forward, batches, self.loss, factor, *parts)
         (total,) = self.processes.sum(math.fsum(losses.tolist()))
         self.loss_scale.unscale(self.model.parameters())
         norm = clip_grad_norm(self.model.parameters(), config.max_grad_norm).item()
@@ -539,18 +560,6 @@ class Trainer:
         if finite:
             self.optimizer.step()
         self.progress.add(total, count, norm, time.perf_counter() - start)
-
-    def accumulate(self, batches: list[dict], count: int) -> torch.Tensor:
-        """Gradients of the mean over all `count` of the step; the loss of each row."""
-        factor, losses = self.processes.world_size * self.loss_scale.value / count, []
-        for number, batch in enumerate(batches, 1):
-            batch = {k: x.to(self.device, non_blocking=True) for k, x in batch.items()}
-            wait = self.processes.no_sync if number < len(batches) else nullcontext
-            with wait(self.forward), autocast(self.device, self.progress.precision):
-                rows = self.loss(self.forward, batch)
-                (rows.sum() * factor).backward()
-            losses.append(rows.detach())
-        return torch.cat(losses)
 
     def fail(self, reason: str, place: dict) -> None:
         if place:
@@ -572,18 +581,16 @@ class Trainer:
         """Finish the step and return from train(): for callbacks and signals."""
         self.stopping = reason
 
-    def is_due(self, every: int) -> bool:
-        """Whether what is done each so many steps is due; at the end all is."""
+    def is_due(self, every: int) -> bool:  # at the end, all is
         due = every > 0 and self.step % every == 0
         return due or self.step == self.config.max_steps
 
     def notify(self, event: str, *arguments: object) -> None:
-        """Call this method of every callback that has it."""
         for callback in self.callbacks:
             getattr(callback, event, lambda *_: None)(self, *arguments)
 
     def state_dict(self) -> dict:
-        """All of a run's state that is not a tensor, as JSON can hold it."""
+        """All of a run's state that is not a tensor, ready for JSON."""
         progress, scale = asdict(self.progress), self.loss_scale.state_dict()
         return {"progress": progress, "batches": self.place(), "loss_scale": scale}
 

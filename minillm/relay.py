@@ -1,4 +1,4 @@
-"""What a run's state is, and checkpoints from which a killed run resumes bit for bit."""
+"""A run's state, and checkpoints from which a killed run resumes bit for bit."""
 
 # Generated from notebooks/12_relay.ipynb: edit that, then `make build`.
 

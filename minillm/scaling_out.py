@@ -62,11 +62,8 @@ def torchrun(processes: int, *command: object) -> subprocess.Popen:
     A Python script, or with `--no-python` in front any program. Returns the running
     launcher; its exit code is 0 only if all of the processes ended well.
     """
-    launcher = [
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-    ]
+    launcher = ["torch.distributed.run", "--standalone"]
+    launcher.append(f"--nproc_per_node={processes}")
     threads = max(1, (os.cpu_count() or 1) // processes)
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, *map(str, command)],

@@ -66,18 +66,17 @@ def hide_special(
     private = map(chr, range(0xE000, 0xF900))  # Unicode gives these no meaning
     mark = next(char for char in private if char not in everything)
     codes = {name: f"{mark}{n}{mark}" for n, name in enumerate(names)}
-
-    def hide(text: str) -> str:
+    hidden = [dict(message) for message in messages]
+    for message in hidden:
         for name, code in codes.items():
-            text = text.replace(name, code)
-        return text
+            message["content"] = message["content"].replace(name, code)
 
     def restore(text: str) -> str:
         for name, code in codes.items():
             text = text.replace(code, name)
         return text
 
-    return [{**m, "content": hide(m["content"])} for m in messages], restore
+    return hidden, restore
 
 
 # %%

@@ -10,7 +10,6 @@ __all__ = [
     "Counts",
     "count_layers",
     "Form",
-    "form_of",
     "Transformer",
     "count_parameters",
     "count_flops",
@@ -41,8 +40,8 @@ class ModelConfig:
     """The shape of a model, in the names of Hugging Face's config.json.
 
     `num_key_value_heads` of None is `num_attention_heads`, `head_dim` of None is
-    hidden_size / num_attention_heads. `model_type` is a key of `FORMS`, such as
-    "llama" or "qwen3". Raises ValueError that names the field and its value.
+    hidden_size / num_attention_heads. `model_type` is a key of `FORMS`. Raises
+    ValueError that names the field and its value.
     """
 
     vocab_size: int
@@ -88,9 +87,8 @@ class ModelConfig:
         kind = raw.get("model_type", "llama")
         raw = {"model_type": kind} | form_of(kind).read_config(raw) | changes
         config = form_of(raw["model_type"]).config
-        return config(
-            **read_fields(raw, [field.name for field in fields(config)], path)
-        )
+        known = [field.name for field in fields(config)]
+        return config(**read_fields(raw, known, path))
 
     @classmethod
     def from_preset(cls, name: str | Path, **changes) -> "ModelConfig":
@@ -149,19 +147,14 @@ def count_layers(config: ModelConfig, qk_norm: bool = False) -> Counts:
 # %%
 def add_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names of tensors -> Llama's in a file: "model." before all but the head."""
-    return {
-        name if name.startswith("lm_head.") else f"model.{name}": tensor
-        for name, tensor in weights.items()
-    }
+    head = {k: v for k, v in weights.items() if k.startswith("lm_head.")}
+    return {f"model.{k}": v for k, v in weights.items() if k not in head} | head
 
 
 def strip_prefix(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Llama's names in a file -> ours. Stored angles of RoPE are computed again."""
-    return {
-        name.removeprefix("model."): tensor
-        for name, tensor in found.items()
-        if not name.endswith("rotary_emb.inv_freq")
-    }
+    kept = {k: v for k, v in found.items() if not k.endswith("rotary_emb.inv_freq")}
+    return {k.removeprefix("model."): v for k, v in kept.items()}
 
 
 # %%
@@ -186,13 +179,6 @@ class Form:
     to_file: Callable[[dict], dict] = add_prefix
 
 
-def form_of(model_type: str) -> Form:
-    """The entry of FORMS; ValueError lists those there are."""
-    if model_type not in FORMS:
-        raise ValueError(f"{model_type=} is not one of {', '.join(FORMS)}")
-    return FORMS[model_type]
-
-
 # %%
 FORMS: dict[str, Form] = {
     "llama": Form("LlamaForCausalLM"),
@@ -202,6 +188,14 @@ FORMS: dict[str, Form] = {
         count=partial(count_layers, qk_norm=True),
     ),
 }
+
+
+# %%
+def form_of(model_type: str) -> Form:
+    """The entry of FORMS; ValueError lists those that exist."""
+    if model_type not in FORMS:
+        raise ValueError(f"{model_type=} is not one of {', '.join(FORMS)}")
+    return FORMS[model_type]
 
 
 # %%
@@ -232,10 +226,9 @@ def initialize(model: nn.Module, std: float) -> None:
 class Transformer(nn.Module):
     """A decoder-only transformer of any form in `FORMS`, built from a config.
 
-    forward: input_ids (B, T), or vectors in their place, inputs_embeds (B, T, E) ->
-    logits (B, T, V). `mask` as in `attend`; `cache` from `new_cache()`;
-    `position_ids` (T,) or (B, T), by default those after the cache; `logits_to_keep`
-    scores the last positions only (0: all). `hidden_states` is all but the head.
+    forward: input_ids (B, T) or inputs_embeds (B, T, E) -> logits (B, T, V), of the
+    last `logits_to_keep` positions (0: all). `mask` as in `attend`; `cache` from
+    `new_cache()`; `position_ids` (T,) or (B, T), by default those after the cache.
     """
 
     def __init__(self, config: ModelConfig):
@@ -294,8 +287,7 @@ class Transformer(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         x = self.hidden_states(input_ids, mask, position_ids, cache, inputs_embeds)
-        if logits_to_keep:
-            x = x[:, -logits_to_keep:]
+        x = x[:, -logits_to_keep:] if logits_to_keep else x
         return self.lm_head(x)  # (B, T, V)
 
     def new_cache(self) -> list[KVCache]:
@@ -366,8 +358,7 @@ def load_folder(model: Transformer, folder: Path, device: torch.device | str) ->
                 f"{folder}: tie_word_embeddings is true, but lm_head differs"
             )
     check_tensors(found, model.state_dict(), folder)
-    weights = {name: tensor.contiguous() for name, tensor in found.items()}
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict({k: v.contiguous() for k, v in found.items()}, assign=True)
     model.tie_weights()
 
 
@@ -405,5 +396,5 @@ def estimate_memory(
     """
     kept = form_of(config.model_type).count(config).kept + config.vocab_size
     weights = 4 * sum(count_parameters(config).values())
-    parts = {"weights": weights, "gradients": weights, "optimizer": 2 * weights}
+    parts = dict(weights=weights, gradients=weights, optimizer=2 * weights)
     return parts | {"activations": bytes_per_number * tokens * kept}

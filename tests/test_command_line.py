@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import errors  # noqa: E402
 
 from minillm.app import errors as app_errors  # noqa: E402
-from minillm.app import inputs  # noqa: E402
 from minillm.app import main as app  # noqa: E402
+from minillm.app import plugins  # noqa: E402
 from minillm.app.main import COMMANDS, main  # noqa: E402
 from minillm.support.formats import read_jsonl  # noqa: E402
 
@@ -201,30 +201,31 @@ def test_a_checker_may_lie_in_the_folder_one_starts_from(tmp_path, monkeypatch):
     own = [path for path in sys.path if path not in ("", ".")]
     monkeypatch.setattr(sys, "path", own)  # that of an installed program
     monkeypatch.chdir(tmp_path)
-    assert inputs.find_object("own_checker:fine")("a")
+    assert plugins.find_object("own_checker:fine")("a")
 
 
 def test_an_edited_checker_is_read_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for answer in ("'the first answer'", "'another'"):
         (tmp_path / "edited.py").write_text(f"def fine(text):\n    return {answer}\n")
-        assert repr(inputs.find_object("edited:fine")("a")) == answer
+        assert repr(plugins.find_object("edited:fine")("a")) == answer
 
 
 def test_a_command_is_one_file_and_one_line_of_the_table(tmp_path, monkeypatch, capsys):
     (tmp_path / "greet.py").write_text(
         "from dataclasses import dataclass\n\n"
         "@dataclass\nclass Loud:\n    times: int = 1\n    'How often.'\n\n"
-        "CONFIG, DEFAULTS = 'greet:Loud', {'times': 2}\n\n"
-        "def greet(config, name: str):\n"
+        "DEFAULTS = {'times': 2}\n\n"
+        "def greet(name: str, **settings):\n"
         "    'Say hello.\\n\\n    Args:\\n        name: to whom\\n    '\n"
-        "    print(f'Hello {name}! ' * config.times)\n"
+        "    print(f'Hello {name}! ' * Loud(**settings).times)\n"
     )
     monkeypatch.setitem(COMMANDS, "greet", "greet:greet")
     assert run("greet Tom", folder=tmp_path)[:2] == (0, "Hello Tom! Hello Tom! \n")
     assert run("greet Tom --times 1", folder=tmp_path)[1] == "Hello Tom! \n"
     assert "  greet              Say hello." in run("--help", folder=tmp_path)[1]
-    assert "to whom" in run("greet --help", folder=tmp_path)[1]
+    help_text = run("greet --help", folder=tmp_path)[1]
+    assert "to whom" in help_text and "How often. (type: int, default: 2)" in help_text
 
 
 def test_answers_are_judged_before_and_after(chain, tmp_path):
@@ -283,10 +284,11 @@ def test_the_overview_is_fast_and_imports_nothing_heavy():
 def test_a_config_file_and_an_option_that_overrides_it(tmp_path):
     settings = {"max_steps": 7, "learning_rate": 0.5, "preset": "myllm-176m"}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    parser = app.make_parser("pretrain")
-    line = f"--config {tmp_path}/run.json --max_steps 9"
-    values = parser.parse_args(line.split())
-    found = values.max_steps, values.learning_rate, values.preset
+    line = f"pretrain --config {tmp_path}/run.json --max_steps 9 --print_config"
+    code, out, _ = run(line)
+    values = json.loads(out)
+    assert code == 0 and "config" not in values
+    found = values["max_steps"], values["learning_rate"], values["preset"]
     assert found == (9, 0.5, "myllm-176m")
 
 
@@ -592,7 +594,7 @@ BROKEN = {
     "device that is not there": (
         None,
         f"pretrain {TRAIN} --device nonsense --output_dir runs/new",
-        ["device='nonsense' is not here", "cpu"],
+        ["device='nonsense' is not on this machine", "cpu"],
     ),
     "file in the way": (
         lambda f: (f / "way").write_text(""),

@@ -35,6 +35,6 @@ def test_a_wrong_device_is_named_with_a_fix(monkeypatch, capsys):
 
 
 def test_a_missing_package_is_named_with_a_fix(monkeypatch):
-    monkeypatch.setattr(doctor, "PACKAGES", "torch no-such-package")
+    monkeypatch.setattr(doctor, "PACKAGES", ["torch", "no_such_package"])
     well, what, fix = list(doctor.check_python())[-1]
-    assert not well and what == "missing: no-such-package" and "pip install" in fix
+    assert not well and what == "missing: no_such_package" and "pip install" in fix

@@ -1,5 +1,6 @@
 import copy
 import functools
+import itertools
 import json
 import math
 
@@ -30,6 +31,7 @@ from minillm.optimization import (
     precision_speeds,
     set_learning_rate,
 )
+from minillm.pretraining import Trainer, TrainingConfig
 from minillm.transformer import ModelConfig, Transformer
 
 FALLING = [cosine_schedule, linear_schedule]
@@ -569,6 +571,42 @@ def test_training_in_float16_follows_float32():
     assert scale.value < 2.0**30
     assert exact[-1] < exact[0] - 0.5
     assert losses[-1] == pytest.approx(exact[-1], abs=0.3)
+
+
+def endless_batches():
+    """The same four batches again and again, as the trainer takes them."""
+    for step in itertools.count():
+        yield {"ids": batch(step % 4, vocab=19)}
+
+
+def trainer_in(precision: str, steps: int = 60) -> Trainer:
+    rates = dict(learning_rate=1e-2, warmup_steps=5, lr_scheduler_type="cosine")
+    config = TrainingConfig(max_steps=steps, precision=precision, **rates)
+    return Trainer(
+        small_transformer(initializer_range=0.1),
+        config,
+        endless_batches(),
+        loss=lambda model, b: loss_of(model, b["ids"], reduction="none").sum(1),
+        count=lambda b: b["ids"].numel(),
+    )
+
+
+def test_the_trainer_learns_in_float16():
+    exact, half = trainer_in("float32"), trainer_in("fp16")
+    half.loss_scale.value = 2.0**30  # the first steps overflow
+    before = copy.deepcopy(half.model)
+    half.train_step()
+    assert half.step == 1 and same(before, half.model)  # skipped, not failed
+    assert half.loss_scale.value == 2.0**29
+    exact.train()
+    half.train()
+    assert half.step == 60 and not same(before, half.model)
+    ids = batch(0, vocab=19)
+    losses = [loss_of(run.model.eval(), ids).item() for run in (exact, half)]
+    assert losses[1] == pytest.approx(losses[0], abs=0.3)
+    assert losses[0] < loss_of(before, ids).item() - 0.5
+    state = half.state_dict()["loss_scale"]
+    assert state == half.loss_scale.state_dict() and state["value"] < 2.0**29
 
 
 def test_probe_leaves_the_model_and_the_random_state_alone():

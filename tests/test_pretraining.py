@@ -1,8 +1,11 @@
 """Packed is seen as alone; the loss is a mean over tokens; the loop is 12 lines."""
 
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import make_model, make_texts, make_trainer, result, token_file, tokenizer
 
+from minillm.attention import document_mask
 from minillm.optimization import (
     AdamW,
     clip_grad_norm,
@@ -32,8 +36,6 @@ from minillm.pretraining import (
 )
 from minillm.support import devices
 from minillm.support.prefetch import Prefetch
-from minillm.support.token_files import TokenFile, write_tokens
-from minillm.tokenizer import train_bpe
 
 
 class Documents:
@@ -50,31 +52,131 @@ class Documents:
         return ids, ids + 1
 
 
-# ---------------------------------------------------------------- the token file
+# ------------------------------------------------- the checks of the exercises
 
 
-def test_a_document_is_two_views_one_token_apart(tmp_path):
-    data, eot = token_file(tmp_path, count=5), tokenizer().eos_token_id
-    assert len(data) == len(data.lengths) == 5
-    for i, text in enumerate(make_texts(5)):
-        ids = tokenizer().encode(text)
-        inputs, labels = data[i]
-        assert inputs.tolist() == [eot, *ids] and labels.tolist() == [*ids, eot]
-        assert data.lengths[i] == len(ids) + 1
-        assert np.shares_memory(inputs, labels)
+def exercise(name, **given):
+    """A check of chapter 09, as its cell defines it."""
+    path = Path(__file__).parent.parent / "notebooks/09_pretraining.ipynb"
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code" and text.startswith(f"def {name}("):
+            exec(text, names := {"np": np, "math": math, "torch": torch, **given})
+            return names[name]
+    raise AssertionError(f"no cell begins with {name}")
 
 
-def test_a_file_of_another_tokenizer_is_refused(tmp_path):
-    other = train_bpe(make_texts(20), 270)
-    write_tokens(make_texts(5), tokenizer(), tmp_path / "a.npy")
-    with pytest.raises(ValueError, match="another tokenizer"):
-        TokenFile(tmp_path / "a.npy", other)
+def fair(tokens):
+    return [sum(tokens) / (len(tokens) * count) for count in tokens]
 
 
-def test_an_empty_file_is_refused(tmp_path):
-    write_tokens([], tokenizer(), tmp_path / "a")
-    with pytest.raises(ValueError, match="a.npy holds no documents"):
-        TokenFile(tmp_path / "a")
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        (lambda t: None, "is the return missing?"),
+        (lambda t: 1.0, "one number for each pass"),
+        (lambda t: [1.0] * len(t), "is not right"),
+        (lambda t: [math.nan] * len(t), "is not right"),
+        (lambda t: [1 / x for x in fair(t)], "is not right"),
+        (lambda t: [1.01 * x for x in fair(t)], "is not right"),
+        (lambda t: [x * len(t) for x in fair(t)], "is not right"),
+        (lambda t: fair(t)[::-1], "is not right"),
+        (lambda t: fair(t)[:1], "one number for each pass"),
+    ],
+)
+def test_wrong_answers_to_overweight_are_refused(wrong, reason, capsys):
+    exercise("check_overweight")(wrong)
+    assert reason in capsys.readouterr().out
+    exercise("check_overweight")(lambda t: np.array(fair(t)))
+    assert capsys.readouterr().out == "ok\n"
+
+
+class EarlyStop:
+    """The right answer; each wrong one changes one thing."""
+
+    resets, fixed, equal, best_counts = True, None, False, True
+
+    def __init__(self, patience):
+        self.patience, self.best = self.fixed or patience, math.inf
+        self.worse, self.last = 0, math.inf
+
+    def on_evaluate(self, trainer, row):
+        loss, best = row["eval_loss"], self.best if self.best_counts else self.last
+        if loss < best or (self.equal and loss == best):
+            self.worse = 0 if self.resets else self.worse
+        else:
+            self.worse += 1
+        self.best, self.last = min(self.best, loss), loss
+        if self.worse >= self.patience:
+            trainer.stop("no improvement")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(resets=False),
+        dict(fixed=2),
+        dict(fixed=1),
+        dict(fixed=99),
+        dict(equal=True),
+        dict(best_counts=False),
+        dict(on_evaluate=lambda self, trainer, row: None),
+        dict(on_evaluate=lambda self, trainer, row: trainer.stop()),
+    ],
+)
+def test_wrong_early_stops_are_refused(wrong, capsys):
+    check = exercise("check_early_stop", SimpleNamespace=SimpleNamespace)
+    check(type("Wrong", (EarlyStop,), wrong))
+    assert "stopped too" in capsys.readouterr().out
+    check(EarlyStop)
+    assert capsys.readouterr().out == "ok\n"
+
+
+def leak(batch):
+    whole = torch.zeros_like(batch["document_ids"])
+    places = torch.arange(whole.shape[1]).expand_as(whole)
+    return batch | {"document_ids": whole, "position_ids": places}
+
+
+def sees_neighbors(model, batch, change=lambda batch: batch):
+    first = batch["document_ids"] == 0
+    other, found = batch | {"input_ids": batch["input_ids"].where(~first, 7)}, []
+    for version in (change(batch), change(other)):
+        mask = document_mask(version["document_ids"])
+        ids, places = version["input_ids"], version["position_ids"]
+        found.append(model(ids, mask=mask, position_ids=places))
+    return not torch.allclose(found[0][~first], found[1][~first], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda model, batch, change=None: True,
+        lambda model, batch, change=None: False,
+        lambda model, batch, change=None: None,
+        lambda model, batch, change=None: sees_neighbors(model, batch),
+        lambda model, batch, change=None: change is leak,
+        lambda model, batch, change=None: bool(
+            (change(batch)["document_ids"] != batch["document_ids"]).any()
+        ),
+        lambda model, batch, change=None: int(sees_neighbors(model, batch, change)),
+    ],
+)
+def test_wrong_tests_of_neighbors_are_refused(wrong, capsys, tmp_path):
+    data = token_file(tmp_path)
+
+    def plain_batches(rows):
+        yield next(Batches(data, rows, 64))
+
+    def new_small(seed):
+        return make_model(seed, initializer_range=0.2)
+
+    given = dict(leak=leak, new_small=new_small, plain_batches=plain_batches)
+    check = exercise("check_sees_neighbors", **given)
+    check(wrong)
+    assert "is not right" in capsys.readouterr().out
+    check(sees_neighbors)
+    assert capsys.readouterr().out == "ok\n"
 
 
 # ---------------------------------------------------------------- packing, batches

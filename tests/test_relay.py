@@ -274,7 +274,7 @@ def test_stop_after_the_last_step_still_finishes(tmp_path):
 
 
 def test_a_checkpoint_without_the_newer_entries_resumes(copy, finished):
-    """Checkpoints from before 1.1 say neither "saved" nor "loss_scale"."""
+    """Older checkpoints say neither "saved" nor "loss_scale"."""
     for folder in list_checkpoints(copy / "run"):
         path = folder / "trainer_state.json"
         state = json.loads(path.read_text())

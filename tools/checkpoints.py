@@ -5,7 +5,7 @@
 
 The base model is pretrained for longer than chapter 09 has time for, the chat model is
 fine-tuned from it; corpus, tokenizer and code are the chapters'. Everything is made in
-runs/checkpoints, where a stopped run goes on, and copied when it is whole.
+runs/checkpoints, where a stopped run resumes, and copied when it is whole.
 """
 
 import os

@@ -38,7 +38,7 @@ def ask() -> list[tuple[str, str]]:
                 raise RuntimeError(f"{COMMAND}: {heard.getvalue()}")
     finally:
         sys.stdin = before
-    # in brackets, the program tells about itself: which model, what was forgotten
+    # in brackets, the program speaks for itself: which model, what was forgotten
     replies = iter(x for x in heard.getvalue().splitlines() if x and x[0] != "(")
     return [(said, "" if said[0] == "/" else next(replies)) for said in SAID]
 

@@ -3,7 +3,7 @@
 import html
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -72,22 +72,6 @@ def chat_html(
     return f"{STYLE}<div {attributes}>{''.join(parts)}</div>"
 
 
-def speak_together(chats: list[Chat], text: str) -> Iterator[list[str]]:
-    """Send `text` to every chat; yield the replies so far. May be closed."""
-    so_far, streams = [""] * len(chats), [chat.stream(text) for chat in chats]
-    try:
-        for pieces in zip_longest(*streams, fillvalue=""):
-            so_far = [old + new for old, new in zip(so_far, pieces, strict=True)]
-            yield so_far
-    finally:
-        for stream in streams:
-            stream.close()
-        shortest = min(len(chat.messages) for chat in chats)
-        for chat in chats:  # if one refused the message, none has it
-            if len(chat.messages) > shortest:
-                chat.undo()
-
-
 def build_controls(config: GenerationConfig) -> dict[str, w.Widget]:
     """The text fields, buttons, sliders and check box of a chat window, by name."""
     style, narrow = {"description_width": "initial"}, w.Layout(width="auto")
@@ -130,9 +114,9 @@ class ChatWidget:
         self.worker, self.stopping = threading.Thread(), threading.Event()
         self.panes = [w.HTML(layout=w.Layout(flex="1 1 280px")) for _ in self.chats]
         self.status, self.controls = w.HTML(), build_controls(chat.config)
-        wrap = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 16px")
-        made = list(self.controls.values())
-        rows = [w.HBox(row, layout=wrap) for row in (made[:5], made[8:], made[5:8])]
+        wrap = {"flex_flow": "row wrap", "grid_gap": "0 16px"}
+        line, made = {**wrap, "align_items": "center"}, list(self.controls.values())
+        rows = [w.HBox(row, layout=line) for row in (made[:5], made[8:], made[5:8])]
         for row in rows:
             row.add_class("mini-live")  # hidden on pages without a kernel
         self.box = w.VBox([w.HBox(self.panes, layout=wrap), self.status, *rows])
@@ -154,7 +138,7 @@ class ChatWidget:
             title = f"<b>{html.escape(name)}</b>" if self.chats[1:] else ""
             pane.value = title + chat_html(chat, new, self.checker, tokens)
         reasons = {"length": "cut at max new tokens", "stopped": "stopped"}
-        reason = reasons.get(self.chats[0].finish_reason or "", "")
+        reason = reasons.get(self.chats[0].finish_reason, "")
         self.status.value = html.escape(note or reason)
 
     def set_sampling(self) -> None:
@@ -167,8 +151,8 @@ class ChatWidget:
 
     def _repr_mimebundle_(self, **options) -> dict:
         """The live window, and for pages without widgets the conversation as HTML."""
-        column = "<div style='flex:1 1 280px'>{}</div>"
-        columns = "".join(column.format(pane.value) for pane in self.panes)
+        style = "style='flex:1 1 280px'"
+        columns = "".join(f"<div {style}>{pane.value}</div>" for pane in self.panes)
         row = f"<div style='display:flex;flex-wrap:wrap;gap:16px'>{columns}</div>"
         return {**self.box._repr_mimebundle_(**options), "text/html": row}
 
@@ -187,10 +171,12 @@ class ChatWidget:
             self.worker.join()
 
     def _run(self, text: str) -> None:
-        note, shown, replies = "", 0.0, speak_together(self.chats, text)
+        note, shown, so_far = "", 0.0, [""] * len(self.chats)
+        streams = [chat.stream(text) for chat in self.chats]
         self.show([" "] * len(self.chats))
         try:
-            for so_far in replies:
+            for pieces in zip_longest(*streams, fillvalue=""):
+                so_far = [old + new for old, new in zip(so_far, pieces, strict=True)]
                 if self.stopping.is_set():
                     break
                 if time.monotonic() - shown > 0.05:  # at most 20 pictures a second
@@ -198,9 +184,13 @@ class ChatWidget:
                     shown = time.monotonic()
         except Exception as error:  # in a thread nobody else would see it
             note = f"{type(error).__name__}: {error}"
-        finally:
-            replies.close()
-            self.show(note=note)
+        for stream in streams:
+            stream.close()
+        shortest = min(len(chat.messages) for chat in self.chats)
+        for chat in self.chats:  # if one refused the message, none has it
+            if len(chat.messages) > shortest:
+                chat.undo()
+        self.show(note=note)
 
     def press(self, button: str) -> None:
         """Do what a button says; what goes wrong is shown."""

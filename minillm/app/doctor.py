@@ -6,18 +6,14 @@ import shutil
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
-
-import torch
+from importlib.util import find_spec
 
 from minillm.app.console import say
-from minillm.app.training import RunConfig
-from minillm.attention import attend
-from minillm.optimization import AdamW, cross_entropy, precision_speeds
-from minillm.support.devices import devices, total_memory
 from minillm.support.files import write_atomic
-from minillm.transformer import ModelConfig, Transformer, count_flops
 
-PACKAGES = "torch numpy regex safetensors jinja2 datasets tqdm tensorboard jsonargparse"
+PACKAGES = (
+    "torch numpy regex safetensors jinja2 datasets tqdm tensorboard jsonargparse"
+).split()
 Finding = tuple[bool, str, str]  # is it well, what was found, how to fix it
 
 
@@ -25,20 +21,16 @@ def check_python() -> Iterable[Finding]:
     """Python's version and those of the packages that minillm needs."""
     number, fix = platform.python_version(), "install Python 3.11 or newer"
     yield sys.version_info >= (3, 11), f"Python {number}", fix
-    found, missing = [], []
-    for name in PACKAGES.split():
-        try:
-            found.append(f"{name} {version(name)}")
-        except ImportError:
-            missing.append(name)
-    yield True, ", ".join(found), ""
-    if missing:
-        fix = "`pip install -e .` or `make setup`"
-        yield False, f"missing: {' '.join(missing)}", fix
+    found = [name for name in PACKAGES if find_spec(name)]
+    yield True, ", ".join(f"{name} {version(name)}" for name in found), ""
+    if missing := " ".join(name for name in PACKAGES if name not in found):
+        yield False, f"missing: {missing}", "`pip install -e .` or `make setup`"
 
 
 def check_room() -> Iterable[Finding]:
     """Cores, memory, free disk, and whether this folder can be written to."""
+    from minillm.support.devices import total_memory
+
     yield True, f"{os.cpu_count()} cores, {platform.machine()}", ""
     if memory := total_memory():
         fix = "close other programs, or lower per_device_train_batch_size"
@@ -57,6 +49,10 @@ def check_room() -> Iterable[Finding]:
 
 def check_devices(tolerance: float = 1e-3) -> Iterable[Finding]:
     """Each device in float32 against the CPU in float64, by relative difference."""
+    import torch
+
+    from minillm.support.devices import devices
+
     right = small_computation("cpu", torch.float64)
     for device in devices():
         here = small_computation(device, torch.float32)
@@ -67,8 +63,14 @@ def check_devices(tolerance: float = 1e-3) -> Iterable[Finding]:
             yield off < tolerance, what, fix
 
 
-def small_computation(device: str, dtype: torch.dtype) -> dict:
+def small_computation(device: str, dtype) -> dict:
     """A product, an attention, two training steps: results as float64 on the CPU."""
+    import torch
+
+    from minillm.attention import attend
+    from minillm.optimization import AdamW, cross_entropy
+    from minillm.transformer import ModelConfig, Transformer
+
     draw = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 256, 256, generator=draw).to(device, dtype)
     heads = torch.randn(3, 2, 4, 32, 16, generator=draw).to(device, dtype)
@@ -90,6 +92,11 @@ def small_computation(device: str, dtype: torch.dtype) -> dict:
 
 def check_speed() -> Iterable[Finding]:
     """What this machine trains in five minutes and in a night, from about 2 seconds."""
+    from minillm.app.training import RunConfig
+    from minillm.optimization import precision_speeds
+    from minillm.support.devices import devices
+    from minillm.transformer import ModelConfig, Transformer, count_flops
+
     device, shape = devices()[-1], ModelConfig.from_preset("tiny")
     speeds = precision_speeds(Transformer(shape).to(device), rounds=2)
     rates = ", ".join(f"{name} {rate / 1e3:.0f}k" for name, rate in speeds.items())

@@ -1,15 +1,12 @@
 """The command `minillm`: a table of subcommands, their options, errors in one line."""
 
 import ast
-import inspect
 import json
 import os
 import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,53 +31,33 @@ COMMANDS = {  # a name of one or two words -> the function that it calls
 HELP = ("-h", "--help", "help")
 
 
-def open_command(name: str) -> tuple[Callable, type | None, dict]:
-    """A command's function, the dataclass of its parameter `config`, and its DEFAULTS.
+def run_command(name: str, options: list[str]) -> int:
+    """Parse the options of a command and call its function.
 
-    The dataclass's fields are options too; the module's DEFAULTS are those of their
-    values that differ here.
+    Its arguments are the options. Those of a dataclass are options too, if the function
+    makes it from `**settings`; the module's DEFAULTS are values that differ from its.
     """
-    function = find_object(COMMANDS[name])
-    kind = inspect.get_annotations(function, eval_str=True).get("config")
-    return function, kind, getattr(sys.modules[function.__module__], "DEFAULTS", {})
-
-
-def make_parser(name: str):
-    """The argument parser of one command, made from its function and its dataclass."""
     import jsonargparse
 
-    function, kind, defaults = open_command(name)
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=f"minillm {name}",
-        description=function.__doc__.partition("Args:")[0],
-        allow_abbrev=False,
-        exit_on_error=False,
-        parser_mode="json",
-    )
-    action = jsonargparse.ActionConfigFile
-    parser.add_argument("--config", action=action, help="JSON file of these options")
-    parser.add_function_arguments(function, skip={"config"}, as_positional=True)
-    if kind:
-        parser.add_class_arguments(kind)
-        parser.set_defaults(defaults)
-    return parser
-
-
-def run_command(name: str, options: list[str]) -> int:
-    """Parse the options of a command and call its function."""
     if "--config" in options[:-1]:
         check_settings_file(options[options.index("--config") + 1], name)
-    function, kind, _ = open_command(name)
+    function = find_object(COMMANDS[name])
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
-        values = make_parser(name).parse_args(options).as_dict()
+        code = jsonargparse.auto_cli(
+            function,
+            args=options,
+            as_positional=True,
+            config_help="JSON file of these options",
+            set_defaults=getattr(sys.modules[function.__module__], "DEFAULTS", None),
+            prog=f"minillm {name}",
+            allow_abbrev=False,
+            exit_on_error=False,
+            parser_mode="json",
+        )
     except ArgumentError as error:
         raise ValueError(f"{plainly(error)}; see `minillm {name} --help`") from error
-    values.pop("config")
-    if kind:
-        names = {field.name for field in fields(kind)} & set(values)
-        values["config"] = kind(**{name: values.pop(name) for name in names})
-    return function(**values) or 0
+    return code or 0
 
 
 def check_settings_file(path: str, name: str) -> None:
@@ -134,11 +111,9 @@ def summary(name: str) -> str:
     """The first line of a command's docstring, without importing what it needs."""
     see_this_folder()
     module, _, function = COMMANDS[name].partition(":")
-    source = Path(find_spec(module).origin).read_text(encoding="utf-8")
-    found = (
-        node for node in ast.parse(source).body if getattr(node, "name", "") == function
-    )
-    return ast.get_docstring(next(found)).splitlines()[0]
+    parsed = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
+    (found,) = (x for x in parsed.body if getattr(x, "name", "") == function)
+    return ast.get_docstring(found).splitlines()[0]
 
 
 def main(argv: list[str] | None = None) -> int:

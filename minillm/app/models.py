@@ -1,4 +1,4 @@
-"""What a command is given, opened: models, their shapes, and what they are tested on."""
+"""What a command is given, opened: models, their shapes, held-out documents."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ def open_model(*folders: str | Path):
         )
     with naming(found, "copy or train it again, or name another"):
         if not any(found.glob("*.safetensors")) and any(found.glob("*.bin")):
-            raise ValueError("holds a pickle (.bin), never loaded; save as safetensors")
+            raise ValueError("pickles (.bin) are never loaded: save as safetensors")
         model, tokenizer = Transformer.from_pretrained(found), load_tokenizer(found)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(

@@ -74,9 +74,8 @@ class Terminal(cmd.Cmd):
         given = dict(pair.partition("=")[::2] for pair in rest.split())
         fields = vars(self.chat.config)
         if unknown := given.keys() - fields.keys():
-            raise ValueError(
-                f"no setting {unknown.pop()}; there are {', '.join(fields)}"
-            )
+            known = ", ".join(fields)
+            raise ValueError(f"no setting {unknown.pop()}; there are {known}")
         values = {name: json.loads(value) for name, value in given.items()}
         self.chat.config = replace(self.chat.config, **values)
         print(*(f"{k}={v}" for k, v in vars(self.chat.config).items() if v != ()))

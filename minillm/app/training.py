@@ -25,7 +25,7 @@ from minillm.relay import Checkpoints, identify, save_weights
 from minillm.scaling_out import Processes
 from minillm.support.card import write_model_card
 from minillm.support.checkpoints import list_checkpoints
-from minillm.support.devices import memory_there
+from minillm.support.devices import pick_device, memory_there
 from minillm.support.files import write_atomic
 from minillm.support.log import RunLog, log_settings, open_wandb
 from minillm.support.prefetch import Prefetch
@@ -56,6 +56,7 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        pick_device(self.device)  # ValueError if it is not on this machine
         for name in ("logging_steps", "save_total_limit"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

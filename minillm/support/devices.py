@@ -24,8 +24,10 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
     ValueError if this machine has no such device.
     """
-    if name.split(":")[0] not in (here := ["auto", *devices()]):
-        raise ValueError(f"device={name!r} is not here; there are: {', '.join(here)}")
+    known = ["auto", *devices()]
+    if name.split(":")[0] not in known:
+        text = f"device={name!r} is not on this machine; choose one of: "
+        raise ValueError(text + ", ".join(known))
     device = torch.device(devices()[-1] if name == "auto" else name)
     if device == torch.device("cuda"):
         return torch.device("cuda", local_rank)

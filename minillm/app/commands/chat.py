@@ -12,10 +12,10 @@ DEFAULTS = {"max_new_tokens": 160, "temperature": 0.6}
 
 
 def chat(
-    config: GenerationConfig,
     model: Path | None = None,
     system: str | None = None,
     base: Path = Path("runs/pretrain/final"),
+    **settings,
 ):
     """Talk with a model: /help lists the commands, /quit leaves.
 
@@ -24,6 +24,7 @@ def chat(
         system: a first message that says how to behave
         base: the model that /base changes to; if it is missing, the shipped one
     """
+    config = GenerationConfig(**settings)
     default = ["runs/sft/final", "checkpoints/littleworld-chat"]
     opened, tokenizer, folder = open_model(*([model] if model else default))
     say(f"({folder}; /help lists the commands, /quit leaves)")

@@ -5,16 +5,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minillm import data
 from minillm.app.console import say
 from minillm.app.plugins import find_object
-from minillm.data import (
-    compress,
-    deduplicate,
-    diversity,
-    held_out,
-    sample_texts,
-    summarize,
-)
 from minillm.support.formats import files_in, write_jsonl
 from minillm.support.sources import read_texts
 
@@ -72,7 +65,7 @@ def inspect_data(
         near: count texts that are at least this similar to an earlier one, such as 0.8
     """
     stream = read_texts(source, column, skip)
-    texts, count, size = sample_texts(tqdm(stream, unit=" texts", disable=None))
+    texts, count, size = data.sample_texts(tqdm(stream, unit=" texts", disable=None))
     if len(texts) < count:
         say(f"{'in all':16} {count} texts, {size} bytes")
         say(f"{'sampled':16} {len(texts)} texts, by their digests; of these:\n")
@@ -89,15 +82,15 @@ def inspect_data(
 
 def describe_texts(texts: list[str], near: float | None) -> None:
     """Print what is counted in these texts."""
-    for name, value in summarize(texts).items():
+    for name, value in data.summarize(texts).items():
         shown = value if isinstance(value, int | float) else " ".join(value)
         say(f"{name:16} {shown}")
-    for name, value in diversity(texts).items():
+    for name, value in data.diversity(texts).items():
         say(f"{'distinct ' + name:16} {value:.3f}")
     if near:
-        left_out = len(texts) - sum(1 for _ in deduplicate(texts, near))
+        left_out = len(texts) - sum(1 for _ in data.deduplicate(texts, near))
         say(f"{'near duplicates':16} {left_out}, alike by {near} or more")
-    for name, bits in compress(texts).items():
+    for name, bits in data.compress(texts).items():
         say(f"{name:16} {bits:.3f} bits per byte")
 
 
@@ -122,7 +115,7 @@ def convert_data(
         limit: stop after this many texts
     """
     texts = islice(read_texts(source, column, skip), limit)
-    texts = deduplicate(texts, near) if distinct or near else texts
+    texts = data.deduplicate(texts, near) if distinct or near else texts
     rows = ({"text": text} for text in tqdm(texts, unit=" texts", disable=None))
     say(f"{target}: {write_jsonl(rows, target)} texts")
 
@@ -145,7 +138,7 @@ def split_data(
     """
     for name, wanted in (("train", False), ("validation", True)):
         texts = read_texts(source, column, skip)
-        rows = ({"text": t} for t in texts if held_out(t, share) == wanted)
+        rows = ({"text": t} for t in texts if data.held_out(t, share) == wanted)
         path = output / f"{name}.jsonl"
         if not (number := write_jsonl(rows, path)):
             raise ValueError(f"{share=} leaves no text for {path}; choose another")

@@ -10,12 +10,7 @@ from minillm.generation import GenerationConfig, stream
 DEFAULTS = {"temperature": 0.6}
 
 
-def generate(
-    config: GenerationConfig,
-    model: Path | None = None,
-    prompt: str = "",
-    count: int = 1,
-):
+def generate(model: Path | None = None, prompt: str = "", count: int = 1, **settings):
     """Let a model continue a text, shown as it is generated.
 
     Args:
@@ -23,6 +18,7 @@ def generate(
         prompt: the beginning; empty starts a new text
         count: how many continuations
     """
+    config = GenerationConfig(**settings)
     default = ["runs/pretrain/final", "checkpoints/littleworld-base"]
     opened, tokenizer, folder = open_model(*([model] if model else default))
     if model is None:

@@ -15,13 +15,13 @@ from minillm.transformer import Transformer
 
 
 def pretrain(
-    config: RunConfig,
     data: str = "runs/data/train.jsonl",
     column: str = "text",
     tokenizer: Path = Path("runs/tokenizer"),
     preset: str = "tiny",
     validation: Path | None = None,
     checker: str | None = None,
+    **settings,
 ):
     """Train a model from random weights; run it again to resume.
 
@@ -33,6 +33,7 @@ def pretrain(
         validation: JSONL of held-out texts; null takes validation.jsonl beside the data
         checker: module:function that judges a text, such as littleworld:check
     """
+    config = RunConfig(**settings)
     opened, source = inputs.open_tokenizer(tokenizer), inputs.data_source(data)
     tokens = inputs.open_corpus(source, column, opened, config.output_dir)
     shape = models.model_config(preset, opened, config.context_length)

@@ -26,11 +26,11 @@ DEFAULTS = {  # chapter 10's recipe, where it differs from pretraining's
 
 
 def sft(
-    config: RunConfig,
     model: Path = Path("runs/pretrain/final"),
     data: str = "runs/data/sft_train.jsonl",
     remember: float = 0.2,
     judge: str | None = None,
+    **settings,
 ):
     """Teach a trained model to answer: fine-tune it on conversations.
 
@@ -40,12 +40,14 @@ def sft(
         remember: texts of train.jsonl to mix in for each conversation; 0 for none
         judge: module:function that judges replies to sft_test.jsonl, before and after
     """
+    config = RunConfig(**settings)
     base, tokenizer, _ = models.open_model(model)
     prepare_for_chat(base, tokenizer)
     rows = read_conversations(inputs.data_source(data))
     conversations = SFTDataset(rows, tokenizer, config.context_length)
     say(str(conversations))
-    dataset = with_documents(conversations, data, tokenizer, remember, config)
+    folder = Path(config.output_dir)
+    dataset = with_documents(conversations, data, tokenizer, remember, folder)
     validation = models.open_validation(inputs.beside(data, "validation.jsonl"))
     about = {"command": f"minillm sft --model {model} --data {data}"}
     about |= {"data": data, "from": str(model), "documents mixed in": remember}
@@ -57,15 +59,13 @@ def sft(
     return finish(run, "minillm chat")
 
 
-def with_documents(
-    conversations, data: str, tokenizer, share: float, config: RunConfig
-):
+def with_documents(conversations, data: str, tokenizer, share: float, folder: Path):
     """Conversations, mixed with `share` times as many of the base model's documents."""
     texts, count = inputs.beside(data, "train.jsonl"), round(share * len(conversations))
     if share < 0:
         raise ValueError(f"remember={share} must be 0 or more")
     if not (texts and count):
         return conversations
-    path = Path(config.output_dir) / "old_documents.npy"
+    path = folder / "old_documents.npy"
     write_tokens(islice(read_texts(texts), count), tokenizer, path)
     return Mixture(conversations, TokenFile(path, tokenizer))
