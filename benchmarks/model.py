@@ -2,7 +2,7 @@
 
     python benchmarks/model.py                     the tiny preset, one thread
     python benchmarks/model.py --preset minimind-26m --rows 2 --rounds 5
-    python benchmarks/model.py --parts generation  one of the tables only
+    python benchmarks/model.py --parts memory  one of the tables only
     python benchmarks/model.py --save              and keep them in model.json
 
 Beside ours are transformers' Llama with the same weights, and three models written
@@ -43,7 +43,6 @@ from minillm.attention import (  # noqa: E402
     rotate,
 )
 from minillm.decoder_layer import RMSNorm  # noqa: E402
-from minillm.generation import GenerationConfig, generate  # noqa: E402
 from minillm.mlp import MLP  # noqa: E402
 from minillm.transformer import ModelConfig, Transformer  # noqa: E402
 
@@ -373,37 +372,7 @@ def print_peak(make: Callable, ours: Transformer, ids: Tensor) -> None:
     print(round((highest_kb() - before) / 1024, 1))
 
 
-def generation_table(rounds: int, new_tokens: int = 128) -> list[dict]:
-    """Tokens a second at batch 1 as a multiple of transformers.generate's."""
-    wide = ModelConfig(4096, 512, 1376, 8, 8, max_position_embeddings=512)
-    shapes = {"tiny": ModelConfig.from_preset("tiny"), "512 x 8": wide}
-    rows = []
-    for name, config in shapes.items():
-        ours = Transformer(config).eval()
-        theirs = TheirLlama(ours).model.eval()
-        ids = torch.randint(3, config.vocab_size, (1, 16))
-        greedy = GenerationConfig(new_tokens, do_sample=False, eos_token_id=())
-        options = dict(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-        works = {
-            "ours": lambda m=ours, i=ids, g=greedy: generate(m, i, g),
-            "theirs": lambda m=theirs, i=ids, o=options: m.generate(
-                i, attention_mask=torch.ones_like(i), eos_token_id=None, **o
-            ),
-        }
-        assert torch.equal(*(work() for work in works.values())), "not the same tokens"
-        times = {who: [] for who in works}
-        for _ in range(rounds):
-            for who, work in works.items():
-                times[who].append(seconds(work, 1))
-        ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-        speed = new_tokens / statistics.median(times["ours"])
-        row = {"shape": name, "tokens_per_second": round(speed)}
-        rows.append(row | {"ratio": round(statistics.median(ratios), 2)})
-        print(*(f"{value!s:>20}" for value in rows[-1].values()), flush=True)
-    return rows
-
-
-PARTS = ("peers", "memory", "choices", "settings", "generation")
+PARTS = ("peers", "memory", "choices", "settings")
 
 
 def main() -> None:
@@ -449,8 +418,6 @@ def main() -> None:
     if "settings" in arguments.parts:
         packed = Packed(ours, rows, context)  # as the course trains it
         found["settings"] = settings_table(packed, ids, arguments.rounds)
-    if "generation" in arguments.parts:
-        found["generation"] = generation_table(arguments.rounds)
     if arguments.save:
         place = Path(__file__).with_suffix(".json")
         before = json.loads(place.read_text()) if place.exists() else {}

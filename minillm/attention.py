@@ -4,15 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "causal_mask",
-    "rotate",
-    "Rope",
-    "padding_mask",
-    "document_mask",
-    "KVCache",
-    "attend",
-    "Attention",
-]
+    "causal_mask", "rotate", "Rope", "padding_mask", "document_mask", "KVCache",
+    "attend", "Attention",
+]  # fmt: skip
 
 # %%
 import torch

@@ -1,9 +1,11 @@
-"""A conversation that remembers: turns, a cache that is reused, and a context that runs out."""
+"""A conversation that remembers: turns, a reused cache, a context that runs out."""
 
 # Generated from notebooks/11_chat.ipynb: edit that, then `make build`.
 
 # %% auto #0
-__all__ = ["CHAT_CONFIG", "common_prefix", "fit_context", "Chat", "token_probabilities"]
+__all__ = [
+    "CHAT_CONFIG", "common_prefix", "fit_context", "Chat", "token_probabilities",
+]  # fmt: skip
 
 # %%
 from collections.abc import Iterator

@@ -4,16 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "entropy",
-    "compress",
-    "bits_per_byte",
-    "summarize",
-    "NearDuplicates",
-    "deduplicate",
-    "diversity",
-    "held_out",
-    "sample_texts",
-]
+    "entropy", "compress", "bits_per_byte", "summarize", "NearDuplicates",
+    "deduplicate", "diversity", "held_out", "sample_texts",
+]  # fmt: skip
 
 # %%
 import bz2

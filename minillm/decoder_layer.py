@@ -3,7 +3,9 @@
 # Generated from notebooks/05_decoder_layer.ipynb: edit that, then `make build`.
 
 # %% auto #0
-__all__ = ["RMSNorm", "DecoderLayer"]
+__all__ = [
+    "RMSNorm", "DecoderLayer",
+]  # fmt: skip
 
 # %%
 from collections.abc import Callable

@@ -4,19 +4,10 @@
 
 # %% auto #0
 __all__ = [
-    "scale_temperature",
-    "keep_top_k",
-    "keep_top_p",
-    "keep_min_p",
-    "penalize_repetition",
-    "GenerationConfig",
-    "sample",
-    "ContextFull",
-    "generate",
-    "stream_ids",
-    "stop_before",
-    "stream",
-]
+    "scale_temperature", "keep_top_k", "keep_top_p", "keep_min_p",
+    "penalize_repetition", "GenerationConfig", "sample", "ContextFull", "generate",
+    "stream_ids", "stop_before", "stream",
+]  # fmt: skip
 
 # %%
 import warnings

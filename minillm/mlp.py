@@ -3,7 +3,9 @@
 # Generated from notebooks/04_mlp.ipynb: edit that, then `make build`.
 
 # %% auto #0
-__all__ = ["MLP"]
+__all__ = [
+    "MLP",
+]  # fmt: skip
 
 # %%
 from collections.abc import Callable

@@ -4,19 +4,10 @@
 
 # %% auto #0
 __all__ = [
-    "SCHEDULES",
-    "cosine_schedule",
-    "linear_schedule",
-    "PRECISIONS",
-    "cross_entropy",
-    "SGD",
-    "AdamW",
-    "parameter_groups",
-    "set_learning_rate",
-    "clip_grad_norm",
-    "autocast",
-    "LossScale",
-]
+    "SCHEDULES", "cosine_schedule", "linear_schedule", "PRECISIONS", "cross_entropy",
+    "SGD", "AdamW", "parameter_groups", "set_learning_rate", "clip_grad_norm",
+    "autocast", "LossScale",
+]  # fmt: skip
 
 # %%
 import math

@@ -4,19 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "pack",
-    "collate",
-    "next_token_loss",
-    "Validation",
-    "token_losses",
-    "evaluate",
-    "RowStream",
-    "Batches",
-    "TrainingConfig",
-    "Trainer",
-    "LogCallback",
-    "EvalCallback",
-]
+    "pack", "collate", "next_token_loss", "Validation", "token_losses", "evaluate",
+    "RowStream", "Batches", "TrainingConfig", "Trainer", "LogCallback", "EvalCallback",
+]  # fmt: skip
 
 # %%
 import bisect
@@ -532,6 +522,7 @@ class Trainer:
         self.notify("on_train_begin")
         while self.step < self.config.max_steps:
             if self.processes.sum(bool(self.stopping))[0]:
+                self.stopping = self.stopping or "another process"
                 break
             self.train_step()
             self.notify("on_step_end")
@@ -570,9 +561,8 @@ class Trainer:
 
     def choose_precision(self) -> None:
         """Once, measure what "auto" means here."""
-        if self.progress.precision == "auto":
-            chosen = vote_precision(self.model, self.config, self.processes)
-            self.progress.precision = chosen
+        if (run := self.progress).precision == "auto":
+            run.precision = vote_precision(self.model, self.config, self.processes)
 
     def place(self) -> dict:  # {} for batches that can't tell
         return getattr(self.batches, "state_dict", dict)()

@@ -4,15 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "optimizer_tensors",
-    "load_optimizer",
-    "save_weights",
-    "load_weights",
-    "fingerprint_data",
-    "identify",
-    "find_differences",
-    "Checkpoints",
-]
+    "optimizer_tensors", "load_optimizer", "save_weights", "load_weights",
+    "fingerprint_data", "identify", "find_differences", "Checkpoints",
+]  # fmt: skip
 
 # %%
 import hashlib
@@ -132,8 +126,9 @@ def fingerprint_data(dataset, samples: int = 64) -> str:
     digest = hashlib.sha256(np.asarray(dataset.lengths, dtype=np.int64).tobytes())
     chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset)))
     for i in chosen.astype(int).tolist():
-        for part in dataset[i]:
-            digest.update(np.asarray(part, dtype=np.int64)[:100_000].tobytes())
+        for part in map(np.asarray, dataset[i]):
+            numbers = part if part.dtype.kind == "f" else part.astype(np.int64)
+            digest.update(numbers[:100_000].tobytes())
     return digest.hexdigest()[:16]
 
 

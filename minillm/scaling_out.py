@@ -4,12 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "training_days",
-    "average_gradients",
-    "torchrun",
-    "Processes",
-    "bytes_per_process",
-]
+    "training_days", "average_gradients", "torchrun", "Processes", "bytes_per_process",
+]  # fmt: skip
 
 # %%
 import atexit

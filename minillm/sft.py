@@ -4,16 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "CHATML",
-    "GREEDY",
-    "ChatTemplate",
-    "prepare_for_chat",
-    "SFTDataset",
-    "Mixture",
-    "answer",
-    "wilson",
-    "grade",
-]
+    "CHATML", "GREEDY", "ChatTemplate", "prepare_for_chat", "SFTDataset", "Mixture",
+    "answer", "wilson", "grade",
+]  # fmt: skip
 
 # %%
 from collections import Counter

@@ -4,17 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "PATTERN",
-    "SPECIAL_TOKENS",
-    "compile_pattern",
-    "count_pieces",
-    "PairIndex",
-    "learn_merges",
-    "Encoder",
-    "Tokenizer",
-    "train_bpe",
-    "load_tokenizer",
-]
+    "PATTERN", "SPECIAL_TOKENS", "compile_pattern", "count_pieces", "PairIndex",
+    "learn_merges", "Encoder", "Tokenizer", "train_bpe", "load_tokenizer",
+]  # fmt: skip
 
 # %%
 import codecs

@@ -4,17 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "FORMS",
-    "ModelConfig",
-    "build_layer",
-    "Counts",
-    "count_layers",
-    "Form",
-    "Transformer",
-    "count_parameters",
-    "count_flops",
-    "estimate_memory",
-]
+    "FORMS", "ModelConfig", "build_layer", "Counts", "count_layers", "Form",
+    "Transformer", "count_parameters", "count_flops", "estimate_memory",
+]  # fmt: skip
 
 # %%
 from collections.abc import Callable

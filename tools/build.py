@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -88,7 +89,18 @@ def exported(stem: str) -> str:
         made.write_text(text, encoding="utf-8")
         config = ["--config", ROOT / "pyproject.toml", "--quiet"]
         tool(BIN / "ruff", "format", *config, made)
-        return made.read_text(encoding="utf-8")
+        return wrap_names(made.read_text(encoding="utf-8"))
+
+
+def wrap_names(module: str) -> str:
+    """`__all__` in as few lines as it takes, instead of a line for each name."""
+
+    def wrapped(found: re.Match) -> str:
+        names = re.findall(r'"\w+"', found[0])
+        text = textwrap.fill(", ".join(names), 84)
+        return f"__all__ = [\n{textwrap.indent(text, '    ')},\n]  # fmt: skip"
+
+    return re.sub(r"^__all__ = \[[^\]]*\]", wrapped, module, count=1, flags=re.M)
 
 
 def export(stem: str) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {  # a name of one or two words -> the function that it calls
     "tokenizer encode": "minillm.app.commands.tokenizer:encode_text",
     "tokenizer inspect": "minillm.app.commands.tokenizer:inspect_tokenizer",
     "pretrain": "minillm.app.commands.pretrain:pretrain",
-    "generate": "minillm.app.commands.generate:generate",
+    "generate": "minillm.app.commands.generate:generate_text",
     "sft": "minillm.app.commands.sft:sft",
     "chat": "minillm.app.commands.chat:chat",
     "doctor": "minillm.app.doctor:doctor",

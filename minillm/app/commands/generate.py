@@ -10,7 +10,9 @@ from minillm.generation import GenerationConfig, stream
 DEFAULTS = {"temperature": 0.6}
 
 
-def generate(model: Path | None = None, prompt: str = "", count: int = 1, **settings):
+def generate_text(
+    model: Path | None = None, prompt: str = "", count: int = 1, **settings
+):
     """Let a model continue a text, shown as it is generated.
 
     Args:
