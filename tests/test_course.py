@@ -169,6 +169,8 @@ def test_images_have_alt_text_and_links_lead_somewhere(stem):
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_chapter_is_one_sitting(stem):
     prose = " ".join(source(cell) for cell in cells(stem, "markdown"))
+    titles = [source(cell) for cell in cells(stem, "markdown")]
+    assert len(re.findall(r"^# ", "\n".join(titles), re.M)) == 1
     assert len(cells(stem)) <= CODE_CELLS
     assert len(prose.split()) <= WORDS
 

@@ -9,6 +9,7 @@ that of its files, they are renamed, and every link and mention follows.
 import json
 import re
 import sys
+import textwrap
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,8 +263,10 @@ def course_map(course: list[Chapter], linked: bool = False) -> str:
     for row, boxes in enumerate(rows):
         y, part = 12 + ROW * row, boxes[0].part
         if part not in seen:
-            first, *rest = part.split(" that ")
-            lines.append(f'<text class="part" x="8" y="{y + 22}">{first}</text>')
+            words = textwrap.wrap(part, 14)
+            for line, text in enumerate(words):
+                middle = y + 22 + 16 * line - 8 * (len(words) - 1)
+                lines.append(f'<text class="part" x="8" y="{middle}">{text}</text>')
         seen.add(part)
         for column, chapter in enumerate(boxes):
             x = LEFT + column * (BOX + GAP)
