@@ -127,7 +127,8 @@ class Captions(SphinxPostTransform):
         if builder.format != "html" or f"book/api/{module}" not in self.env.found_docs:
             return path
         page = builder.get_relative_uri(self.env.docname, f"book/api/{module}")
-        anchor = f"#minillm.{module}.{about['defines'][0]}" if about["defines"] else ""
+        public = next((n for n in about["defines"] if n[0] != "_"), "")
+        anchor = f"#minillm.{module}.{public}" if public else ""
         return nodes.reference("", "", path, internal=True, refuri=page + anchor)
 
 
