@@ -11,6 +11,7 @@ import fingerprint  # noqa: E402
 
 ONE = '''"""A module."""
 import math
+from dataclasses import dataclass
 
 from minillm.two import helper
 
@@ -24,6 +25,11 @@ def area(r):
 
 def other(x):
     return helper(x) + LIMIT
+
+
+@dataclass
+class Settings:
+    """A size."""
 
 
 class Kept:
@@ -94,7 +100,7 @@ def test_prose_and_what_is_not_used_execute_nothing(course, old, new):
         ("import minillm.one as m\nm.other(1)", "one", "r**2", "r**3"),
         ('run("minillm.one:area")', "one", "r**2", "r**3"),
         ("from minillm import one\none.area(1)", "one", "r**2", "r**3"),
-        (CELL.format("area", "help"), "one", "Of a circle.", "Circle."),  # is shown
+        (CELL.format("Settings", "help"), "one", "A size.", "Size."),  # is shown
     ],
 )
 def test_what_is_reached_executes(course, cell, name, old, new):

@@ -2,7 +2,7 @@
 
 Its own cells, and of the project's modules the definitions that its imports reach: a
 name, and all names that its code uses, through as many modules as that takes. Comments
-and docstrings do not count, unless the notebook shows them (`--help`, `getsource`).
+and docstrings do not count; those of commands and settings do if it shows `--help`.
 Checkpoints and stored measurements that it reads count byte by byte.
 """
 
@@ -147,15 +147,24 @@ def files(code: str, names: set[Name], root: Path) -> set[Path]:
 def fingerprint(cells: list[str], root: Path = ROOT) -> str:
     """Hash of a notebook's code cells, and of all that they reach."""
     code = "\n".join(cells)
-    text = ast.unparse if SHOWS_TEXT.search(code) else lambda n: plain(ast.unparse(n))
+    shown = SHOWS_TEXT.search(code)
     names, digest = reached(code), hashlib.sha256()
     for cell in cells:
         digest.update(plain(cell).encode() + b"\0")
     for module, name in sorted(names):
         if name != ALL:
             nodes = definitions(module).get(name, [])
-            body = "\n".join(map(text, nodes))
+            raw = map(ast.unparse, nodes)
+            body = "\n".join(
+                raw if shown and has_help(module, nodes) else map(plain, raw)
+            )
             digest.update(f"{module}:{name}\n{body}\0".encode())
     for path in sorted(files(code, names, root)):
         digest.update(path.name.encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def has_help(module: str, nodes: list[ast.stmt]) -> bool:
+    """Whether a command's help shows these docstrings: the upper wing's, settings'."""
+    settings = any(getattr(node, "decorator_list", []) for node in nodes)
+    return settings or module.startswith("minillm.app")
